@@ -1,0 +1,30 @@
+"""Generate Python code and type stubs from every trine.*.v1 contract into proto/gen (never committed)."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from importlib.resources import files
+from pathlib import Path
+
+from grpc_tools import protoc
+
+HERE = Path(__file__).parent
+
+
+def generate(out: Path) -> None:
+    """Write `*_pb2.py`, `*_pb2_grpc.py` and their stubs for all contracts below proto/trine into `out`."""
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    sources = sorted(str(p.relative_to(HERE)) for p in (HERE / "trine").rglob("*.proto"))
+    well_known = str(files("grpc_tools") / "_proto")
+    status = protoc.main(
+        ["protoc", f"-I{HERE}", f"-I{well_known}", f"--python_out={out}", f"--grpc_python_out={out}"]
+        + [f"--mypy_out={out}", f"--mypy_grpc_out={out}", *sources]
+    )
+    if status != 0:
+        sys.exit(status)
+
+
+if __name__ == "__main__":
+    generate(HERE / "gen")
