@@ -44,19 +44,21 @@ class SourceFiles:
     required: bool
 
 
+def _columns(**types: pa.DataType) -> pa.Schema:
+    return pa.schema(types)
+
+
 TRANSACTIONS = SourceFiles(
     folder="transactions",
     id_column="transaction_id",
     time_column="event_time",
-    schema=pa.schema(
-        [
-            pa.field("transaction_id", pa.string()),
-            pa.field("event_time", TIME_TYPE),
-            pa.field("customer_id", pa.string()),
-            pa.field("terminal_id", pa.string()),
-            pa.field("amount", pa.int64()),
-            pa.field("currency", pa.string()),
-        ]
+    schema=_columns(
+        transaction_id=pa.string(),
+        event_time=TIME_TYPE,
+        customer_id=pa.string(),
+        terminal_id=pa.string(),
+        amount=pa.int64(),
+        currency=pa.string(),
     ),
     required=True,
 )
@@ -64,13 +66,11 @@ FRAUD_REPORTS = SourceFiles(
     folder="fraud-reports",
     id_column="transaction_id",
     time_column="reported_at",
-    schema=pa.schema(
-        [
-            pa.field("transaction_id", pa.string()),
-            pa.field("reported_at", TIME_TYPE),
-            pa.field("fraud", pa.bool_()),
-            pa.field("scenario", pa.int32()),
-        ]
+    schema=_columns(
+        transaction_id=pa.string(),
+        reported_at=TIME_TYPE,
+        fraud=pa.bool_(),
+        scenario=pa.int32(),
     ),
     # Nobody has reported anything yet: a legal dataset.
     required=False,
