@@ -1,0 +1,1 @@
+"""One module per command of `trine`, each imported only when its command is called."""
