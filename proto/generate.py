@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from importlib.resources import files
@@ -16,6 +17,8 @@ def generate(out: Path) -> None:
     """Write `*_pb2.py`, `*_pb2_grpc.py` and their stubs for all contracts below proto/trine into `out`."""
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
+    # protoc finds its mypy plugins on PATH; they live beside this interpreter.
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     sources = sorted(str(p.relative_to(HERE)) for p in (HERE / "trine").rglob("*.proto"))
     well_known = str(files("grpc_tools") / "_proto")
     status = protoc.main(

@@ -147,6 +147,8 @@ class FeatureView:
                     f"view {self.name}: field {name!r} is not declared by source {self.source.name}"
                     f" (its fields: {', '.join(self.source.fields) or 'none'})"
                 )
+        if self.label is not None and self.delay <= timedelta(0):
+            raise DefinitionError(f"view {self.name}: a share needs a positive delay, after which its labels count")
         labels = {a.label.name for a in self.aggregations if isinstance(a, Share)}
         if len(labels) > 1:
             raise DefinitionError(f"view {self.name}: one label source a view, not {sorted(labels)}")
