@@ -4,7 +4,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 PROTOS := $(shell find proto/trine -name '*.proto')
-PACKAGES := proto services/service-kit services/feature-store services/inference-gateway services/stream-worker . cli
+PACKAGES := proto services/service-kit services/feature-store services/inference-gateway services/stream-worker services/model-release . cli
 
 .PHONY: help setup lint test clean
 

@@ -1,0 +1,137 @@
+"""The manifest of a release: what it is, what it was made of, and the hash that names it.
+
+The content hash covers the manifest's body and the sha256 of every file except the TorchServe archive, whose zip
+carries time stamps: the archive holds only the module and the handler. `created_at` says when, not what, and is
+outside the hash too. So the same data and seed give the same release id on every run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+
+from model_release.errors import ReleaseError
+
+FORMAT = 1
+MANIFEST_FILE = "manifest.json"
+MODULE_FILE = "module.pt2"
+CARD_FILE = "model_card.md"
+GOLDEN_INPUTS_FILE = "golden_inputs.f32"
+GOLDEN_SCORES_FILE = "golden_scores.f32"
+MIN_GOLDEN_ROWS = 256
+
+_OUTSIDE_HASH = ("release", "content_hash", "created_at")
+
+Probability = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Thresholds(_Part):
+    """On the calibrated score: below `review` approve, from `deny` on deny, between them review."""
+
+    review: Probability
+    deny: Probability
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if not 0.0 < self.review <= self.deny:
+            raise ValueError(f"thresholds: need 0 < review <= deny, found review {self.review}, deny {self.deny}")
+        return self
+
+
+class Rule(_Part):
+    """Fires where `feature` >= `at_least`; `score` is its own measured precision."""
+
+    name: Annotated[str, Field(min_length=1)]
+    feature: str
+    at_least: Annotated[float, Field(allow_inf_nan=False)]
+    score: Probability
+
+
+class Policy(_Part):
+    """What happens without the model: rules, and whether an event that can be recorded nowhere is answered."""
+
+    unrecorded: Literal["answer", "refuse"]
+    base_score: Probability
+    rules: tuple[Rule, ...] = ()
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        names = [rule.name for rule in self.rules]
+        if len(set(names)) != len(names):
+            raise ValueError(f"policy.rules: names must differ, found {names}")
+        return self
+
+
+class Manifest(_Part):
+    """manifest.json of a release folder."""
+
+    format: Literal[1] = 1
+    release: str
+    model: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,39}$")]
+    content_hash: Sha256
+    created_at: str
+    plan: dict[str, JsonValue]
+    features: Annotated[tuple[str, ...], Field(min_length=1)]
+    thresholds: Thresholds
+    threshold_basis: str
+    calibration: dict[str, JsonValue]
+    policy: Policy
+    metrics: dict[str, JsonValue]
+    training: dict[str, JsonValue]
+    files: dict[str, Sha256]
+
+    @model_validator(mode="after")
+    def _rules_know_their_features(self) -> Self:
+        for rule in self.policy.rules:
+            if rule.feature not in self.features:
+                raise ValueError(f"policy.rules[{rule.name}].feature: {rule.feature!r} is none of {self.features}")
+        return self
+
+    @property
+    def archive_file(self) -> str:
+        """Name of the TorchServe archive in the folder."""
+        return f"{self.release}.mar"
+
+    def to_json(self) -> bytes:
+        """The bytes of manifest.json."""
+        return json.dumps(self.model_dump(mode="json"), indent=1, sort_keys=True).encode() + b"\n"
+
+
+def content_hash(body: Mapping[str, Any]) -> str:
+    """Sha256 (hex) of a manifest's body in canonical JSON: everything but its name, hash, time and archive."""
+    content = {key: value for key, value in body.items() if key not in _OUTSIDE_HASH}
+    content["files"] = {name: digest for name, digest in body["files"].items() if not name.endswith(".mar")}
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def release_id(model: str, digest: str) -> str:
+    """The release's name, e.g. `fraud-3f9c2a71d0e4`."""
+    return f"{model}-{digest[:12]}"
+
+
+_RELEASE_ID = re.compile(r"^[a-z][a-z0-9_]{0,39}-[0-9a-f]{12}$")
+
+
+def is_release_id(name: str) -> bool:
+    """Whether a folder's name is a release's."""
+    return _RELEASE_ID.match(name) is not None
+
+
+def check_identity(manifest: Manifest) -> None:
+    """Raises ReleaseError unless the manifest's name and hash are those of its content."""
+    digest = content_hash(manifest.model_dump(mode="json"))
+    if digest != manifest.content_hash:
+        raise ReleaseError(f"{MANIFEST_FILE}: content_hash is {manifest.content_hash}, the content's is {digest}")
+    expected = release_id(manifest.model, digest)
+    if manifest.release != expected:
+        raise ReleaseError(f"{MANIFEST_FILE}: release is {manifest.release!r}, its content's id is {expected!r}")
