@@ -1,0 +1,1 @@
+"""What makes all Trine services alike: settings, logs, metrics, health, servers, start and drain (see README.md)."""
