@@ -1,13 +1,13 @@
 """Start, run, drain and end one service; every `main.py` is built on this.
 
-    async def start(life: Lifecycle) -> None:                     # composition root
+    async def start(life: Lifecycle, settings: Settings) -> None:      # composition root
         store = await Store.connect(settings.redis_url)
         life.on_stop("store", store.close)
         server = GrpcServer(...)
         await server.start()
         life.on_stop("grpc", server.stop, deadline_s=10)
 
-    sys.exit(run("gateway", start, settings))
+    sys.exit(run("gateway", start, Settings))
 
 SIGTERM or SIGINT: readiness off, `drain_notice_s`, then what `on_stop`, `task` and `thread` registered, in the
 reverse order of registration (what was started last uses what was started before it), each with its deadline.
@@ -22,14 +22,14 @@ import os
 import signal
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
 import uvloop
 
 from service_kit import logs, processes
 from service_kit.health import Health
 from service_kit.metrics import Metrics
-from service_kit.settings import ProcessSettings, ServiceSettings
+from service_kit.settings import ProcessSettings, ServiceSettings, SettingsError, load
 
 EXIT_OK, EXIT_FAILED, EXIT_REFUSED = 0, 1, 78
 
@@ -118,11 +118,21 @@ class Lifecycle:
         return clean
 
 
-def run(component: str, start: Callable[[Lifecycle], Awaitable[None]], settings: ServiceSettings) -> int:
+S = TypeVar("S", bound=ServiceSettings)
+Start = Callable[[Lifecycle, S], Awaitable[None]]
+
+
+def run(component: str, start: Start[S], settings_class: type[S]) -> int:
     """Run `start` under a uvloop event loop until a signal or a failure, then drain. Returns the exit code.
 
-    With `settings.processes` > 1 the first process only supervises that many copies of itself, which share its ports.
+    With the setting `processes` > 1 the first process only supervises that many copies of itself, which share its ports.
     """
+    logs.configure(component)
+    try:
+        settings = load(settings_class)
+    except SettingsError as error:
+        log.error("start refused", reason=str(error))
+        return EXIT_REFUSED
     logs.configure(component, settings.log_level)
     own = ProcessSettings()
     if own.index is None and settings.processes > 1:
@@ -133,7 +143,7 @@ def run(component: str, start: Callable[[Lifecycle], Awaitable[None]], settings:
         return runner.run(_serve(component, start, settings))
 
 
-async def _serve(component: str, start: Callable[[Lifecycle], Awaitable[None]], settings: ServiceSettings) -> int:
+async def _serve(component: str, start: Start[S], settings: S) -> int:
     life = Lifecycle(component)
     loop = asyncio.get_running_loop()
 
@@ -148,7 +158,7 @@ async def _serve(component: str, start: Callable[[Lifecycle], Awaitable[None]], 
         loop.add_signal_handler(number, on_signal, number)
 
     code = EXIT_OK
-    starting = asyncio.ensure_future(start(life))
+    starting = asyncio.ensure_future(start(life, settings))
     stopped = asyncio.create_task(life.stopping.wait())
     await asyncio.wait([starting, stopped], return_when=asyncio.FIRST_COMPLETED)
     if not starting.done():

@@ -13,7 +13,7 @@ from service_kit.grpc_server import GrpcServer
 from service_kit.http_server import HttpServer, health_router
 from service_kit.logs import get_logger
 from service_kit.run import Lifecycle, StartRefused, run
-from service_kit.settings import ServiceSettings, load
+from service_kit.settings import ServiceSettings
 
 
 class Settings(ServiceSettings):
@@ -25,7 +25,7 @@ class Settings(ServiceSettings):
     hang_on_stop: bool = False
 
 
-async def main(life: Lifecycle) -> None:
+async def start(life: Lifecycle, settings: Settings) -> None:
     log = get_logger("sample")
     if settings.refuse:
         raise StartRefused("redis_url: evicts keys")
@@ -68,5 +68,4 @@ async def main(life: Lifecycle) -> None:
 
 
 if __name__ == "__main__":
-    settings = load(Settings)
-    sys.exit(run("sample", main, settings))
+    sys.exit(run("sample", start, Settings))

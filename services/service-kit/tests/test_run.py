@@ -178,3 +178,9 @@ def test_refused_start_is_not_tried_again(start: Callable[..., Sample], processe
     sample = start(REFUSE=True, PROCESSES=processes)
     assert sample.process.wait(30) == 78
     assert any(line["event"] == "start refused" and "evicts" in line["reason"] for line in sample.logged())
+
+
+def test_wrong_setting_is_refused_by_name(start: Callable[..., Sample]) -> None:
+    sample = start(PROCESSES="several")
+    assert sample.process.wait(30) == 78
+    assert any("TRINE_SAMPLE_PROCESSES" in line.get("reason", "") for line in sample.logged())
