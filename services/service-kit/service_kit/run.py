@@ -125,7 +125,7 @@ Start = Callable[[Lifecycle, S], Awaitable[None]]
 def run(component: str, start: Start[S], settings_class: type[S]) -> int:
     """Run `start` under a uvloop event loop until a signal or a failure, then drain. Returns the exit code.
 
-    With the setting `processes` > 1 the first process only supervises that many copies of itself, which share its ports.
+    With the setting `processes` > 1 the first process only supervises that many copies of itself.
     """
     logs.configure(component)
     try:
