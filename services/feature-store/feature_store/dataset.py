@@ -22,6 +22,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 DAY_US = 86_400_000_000
+DESCRIPTION = "dataset.json"
+UNFINISHED = "UNFINISHED"
 TIME_TYPE = pa.timestamp("us", tz="UTC")
 _EPOCH = dt.date(1970, 1, 1)
 
@@ -104,6 +106,8 @@ def load(path: str | Path, source: SourceFiles, from_us: int | None = None, to_u
 def day_files(path: str | Path, source: SourceFiles) -> list[tuple[int, Path]]:
     """(first microsecond of the day, file) of one source, in time order. Raises DatasetError."""
     folder = Path(path) / source.folder
+    if (Path(path) / UNFINISHED).exists():
+        raise DatasetError(f"{path} is unfinished: the run that wrote it was stopped, or goes on; make it again")
     if not folder.is_dir():
         if source.required or not Path(path).is_dir():
             raise DatasetError(
@@ -121,6 +125,11 @@ def day_files(path: str | Path, source: SourceFiles) -> list[tuple[int, Path]]:
     if not files and source.required:
         raise DatasetError(f"{folder}: no files named like 2024-05-31.parquet")
     return sorted(files)
+
+
+def day_name(day_us: int) -> str:
+    """The UTC day of a time in microseconds, as files are named: 2024-05-31."""
+    return (_EPOCH + dt.timedelta(days=day_us // DAY_US)).isoformat()
 
 
 def times_us(table: pa.Table, column: str) -> NDArray[np.int64]:
