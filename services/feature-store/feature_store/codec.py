@@ -152,6 +152,7 @@ def _sealed(blob: bytes) -> bytes:
 def _frame(values: Int64s, counts: Int64s, timed: bool) -> tuple[Int64s, Int64s, Int64s, Int64s]:
     """Per group base, unit code and width of a column, and the column's raw numbers."""
     groups = len(counts)
+    unit: Int64s
     base = np.zeros(groups, dtype=np.int64)
     unit = np.zeros(groups, dtype=np.int64)
     width = np.zeros(groups, dtype=np.int64)
@@ -189,9 +190,7 @@ def _pack(out: NDArray[np.uint8], at: Int64s, counts: Int64s, width: Int64s, raw
         target[_rows(at[chosen], counts[chosen], w)] = values.astype(_TYPES[w])
 
 
-def _unpack(
-    body: NDArray[np.uint8], at: Int64s, counts: Int64s, width: Int64s, base: Int64s, unit: Int64s
-) -> Int64s:
+def _unpack(body: NDArray[np.uint8], at: Int64s, counts: Int64s, width: Int64s, base: Int64s, unit: Int64s) -> Int64s:
     values = np.zeros(int(counts.sum()), dtype=np.int64)
     for w in np.unique(width).tolist():
         if w == 0:

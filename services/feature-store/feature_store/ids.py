@@ -25,7 +25,7 @@ def id64(text: str) -> int:
     """
     if text.isascii() and text.isdigit() and _NUMERIC.fullmatch(text):
         return int(text)
-    return _HASHED | (xxhash.xxh3_64_intdigest(text) & _HASH_MASK)
+    return _HASHED | (xxhash.xxh3_64_intdigest(text.encode()) & _HASH_MASK)
 
 
 def id64_array(texts: Sequence[str]) -> NDArray[np.int64]:

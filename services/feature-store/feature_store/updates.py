@@ -1,0 +1,358 @@
+"""The worker's side of the feature state: claims shards, absorbs micro-batches, exactly once.
+
+A shard's states, absorbed offset and writer's epoch share a hash slot, and one atomic script a shard applies a
+micro-batch to all of them. It refuses a writer of an older epoch, and a batch that does not begin at the offset that
+Redis holds; so a crash, a paused process that wakes, a rebalance or a Redis that went back in time all end in: go on
+from the offset in Redis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast
+
+import numpy as np
+import redis
+from redis.exceptions import NoScriptError
+
+from feature_store import keys as names
+from feature_store.admission import UNSET_CLOCK
+from feature_store.codec import StateCodec
+from feature_store.definitions import FeaturePlan, FeatureView
+from feature_store.kernel import Int64s, Labels
+from feature_store.state import NewEvents, merge
+
+Status = Literal["ok", "fenced", "moved"]
+
+
+@dataclass(frozen=True, slots=True)
+class EventColumns:
+    """Events (or labels, where `known_at_us` is given and `fields` holds `value`) of one source, in log order.
+
+    `keys`: distinct entity keys; `key_index`, `time_us`, `id` and every field: int64[n] (`key_index` any integer type).
+    """
+
+    source: str
+    keys: Sequence[str]
+    key_index: Any
+    time_us: Int64s
+    id: Int64s
+    fields: Mapping[str, Int64s] = field(default_factory=dict)
+    known_at_us: Int64s | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ShardUpdate:
+    """What one shard absorbs: the log from `expected_offset` up to, not including, `next_offset`.
+
+    `forget`: events that will never be absorbed (dead letters), to be dropped from the tails of their entity's key.
+    `progress_us`: wall time before which everything recorded is now absorbed.
+    """
+
+    shard: int
+    expected_offset: int
+    next_offset: int
+    clock_us: int
+    progress_us: int
+    parts: Sequence[EventColumns] = ()
+    forget: Sequence[tuple[str, int]] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ShardPosition:
+    """Where a claimed shard's log goes on. `clock_us` is admission.UNSET_CLOCK before the first event."""
+
+    shard: int
+    epoch: int
+    offset: int
+    clock_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """`ok`; `fenced`: a younger writer owns the shard; `moved`: Redis is at `offset`, claim again and go on there.
+
+    `conflicts`: (part, row) of events whose id is known with another content; they changed nothing.
+    """
+
+    shard: int
+    status: Status
+    offset: int
+    conflicts: tuple[tuple[int, int], ...] = ()
+    duplicates: int = 0
+
+
+_CLAIM = """
+local m = redis.call('HMGET', KEYS[1], 'topic_id', 'offset', 'clock')
+local offset, clock = m[2], m[3]
+if not offset then offset = '0'; clock = ARGV[4] end
+if m[1] and m[1] ~= '' and m[1] ~= ARGV[3] then offset = '0' end
+local epoch = redis.call('HINCRBY', KEYS[1], 'epoch', 1)
+redis.call('HSET', KEYS[1], 'owner', ARGV[1], 'topic', ARGV[2], 'topic_id', ARGV[3], 'offset', offset, 'clock', clock)
+return {epoch, tonumber(offset), clock}
+"""
+
+# KEYS: meta, states..., tails...; ARGV: epoch, owner, expected, next, clock, progress, states n, blobs...,
+# then for each tail: number of ids, ids...
+_APPLY = """
+local m = redis.call('HMGET', KEYS[1], 'epoch', 'owner', 'offset')
+if not m[1] then return {'moved', 0} end
+if tonumber(m[1]) > tonumber(ARGV[1]) then return {'fenced', 0} end
+if m[1] ~= ARGV[1] or m[2] ~= ARGV[2] or m[3] ~= ARGV[3] then return {'moved', tonumber(m[3])} end
+local n = tonumber(ARGV[7])
+for i = 1, n do redis.call('SET', KEYS[1 + i], ARGV[7 + i]) end
+local at = 8 + n
+local removed = 0
+for k = 2 + n, #KEYS do
+  local count = tonumber(ARGV[at])
+  for i = 1, count do removed = removed + redis.call('HDEL', KEYS[k], ARGV[at + i]) end
+  at = at + 1 + count
+end
+redis.call('HSET', KEYS[1], 'offset', ARGV[4], 'clock', ARGV[5], 'progress_us', ARGV[6])
+if removed > 0 then redis.call('HINCRBY', KEYS[1], 'tails', -removed) end
+return {'ok', tonumber(ARGV[4])}
+"""
+
+_HEARTBEAT = """
+local m = redis.call('HMGET', KEYS[1], 'epoch', 'owner', 'progress_us')
+if not m[1] then return 'moved' end
+if tonumber(m[1]) > tonumber(ARGV[1]) then return 'fenced' end
+if m[1] ~= ARGV[1] or m[2] ~= ARGV[2] then return 'moved' end
+if not m[3] or tonumber(m[3]) < tonumber(ARGV[3]) then redis.call('HSET', KEYS[1], 'progress_us', ARGV[3]) end
+return 'ok'
+"""
+
+
+class StateWriter:
+    """Writes the shards it claimed. One per process; not for several threads.
+
+    Methods raise redis.exceptions.RedisError where Redis does not answer; whether the last `apply` took effect is then
+    told by the next one (`moved` to its `next_offset`).
+    """
+
+    def __init__(self, client: redis.Redis, plan: FeaturePlan, owner: str) -> None:
+        """`client` must not decode responses. `owner` is unique to this process's life."""
+        self._redis = client
+        self._plan = plan
+        self._owner = owner
+        self._codecs = {v.name: StateCodec(v) for v in plan.views}
+        self._epochs: dict[tuple[str, int], int] = {}
+        client.set(names.VERSION_POINTER, names.FIRST_VERSION, nx=True)
+        self.version = self.current_version()
+        self._scripts = {text: client.register_script(text) for text in (_CLAIM, _APPLY, _HEARTBEAT)}
+
+    def current_version(self) -> str:
+        """The served version of the feature state; where it is not `version`, make a new writer."""
+        return cast(bytes, self._redis.get(names.VERSION_POINTER) or names.FIRST_VERSION.encode()).decode()
+
+    def claim(self, entity: str, topic: str, topic_id: str, shards: Sequence[int]) -> dict[int, ShardPosition]:
+        """Take the shards over: from now on every other writer is refused. Gives where each one's log goes on."""
+        calls = [
+            (_CLAIM, [names.meta(entity, s, self.version)], [self._owner, topic, topic_id, str(UNSET_CLOCK)])
+            for s in shards
+        ]
+        out = {}
+        for shard, (epoch, offset, clock) in zip(shards, self._call(calls), strict=True):
+            self._epochs[entity, shard] = int(epoch)
+            out[shard] = ShardPosition(shard, int(epoch), int(offset), int(clock))
+        return out
+
+    def heartbeat(self, entity: str, progress_us: Mapping[int, int]) -> dict[int, Status]:
+        """Say for each shard that everything recorded before `progress_us` (wall clock) is absorbed."""
+        calls = [
+            (_HEARTBEAT, [names.meta(entity, s, self.version)], [self._epoch(entity, s), self._owner, at])
+            for s, at in progress_us.items()
+        ]
+        results = self._call(calls)
+        return {s: cast(Status, r.decode()) for s, r in zip(progress_us, results, strict=True)}
+
+    def apply(self, entity: str, updates: Sequence[ShardUpdate]) -> list[Applied]:
+        """Absorb one micro-batch of several shards: one pipelined read, one pipelined write, atomic per shard.
+
+        Raises KeyError for a shard that was not claimed and feature_store.codec.StateCorrupt for damaged state.
+        """
+        index: dict[tuple[int, str], int] = {}
+        for update in updates:
+            for part in update.parts:
+                for key in part.keys:
+                    index.setdefault((update.shard, key), len(index))
+        entities = list(index)
+        live_tails, old = self._read(entity, updates, entities)
+        states: dict[str, list[bytes]] = {}
+        conflicts: dict[int, set[tuple[int, int]]] = {u.shard: set() for u in updates}
+        duplicates: dict[int, int] = {u.shard: 0 for u in updates}
+        for view in self._plan.views_of(entity):
+            codec = self._codecs[view.name]
+            events, events_from = _events(view, updates, index)
+            merged = merge(view, codec.decode(old[view.name]), events, _labels(view, updates, index))
+            for row in merged.conflicts.tolist():
+                shard, part, part_row = _origin(events_from, row)
+                conflicts[shard].add((part, part_row))
+            for row in merged.duplicates.tolist():
+                duplicates[_origin(events_from, row)[0]] += 1
+            states[view.name] = codec.encode(merged.points, len(entities))
+        by_shard: dict[int, list[int]] = {u.shard: [] for u in updates}
+        for i, (shard, _) in enumerate(entities):
+            by_shard[shard].append(i)
+        calls = [
+            self._apply_call(entity, u, entities, by_shard[u.shard], states, u.shard in live_tails) for u in updates
+        ]
+        return [
+            Applied(
+                u.shard,
+                cast(Status, status.decode()),
+                int(offset),
+                tuple(sorted(conflicts[u.shard])),
+                duplicates[u.shard],
+            )
+            for u, (status, offset) in zip(updates, self._call(calls), strict=True)
+        ]
+
+    def _read(
+        self, entity: str, updates: Sequence[ShardUpdate], entities: Sequence[tuple[int, str]]
+    ) -> tuple[set[int], dict[str, list[bytes | None]]]:
+        """Shards with tails, and each view's old states in the order of `entities` (which is by shard)."""
+        views = self._plan.views_of(entity)
+        by_shard: dict[int, list[str]] = {u.shard: [] for u in updates}
+        for shard, key in entities:
+            by_shard[shard].append(key)
+        pipe = self._redis.pipeline(transaction=False)
+        for shard, keys in by_shard.items():
+            pipe.hget(names.meta(entity, shard, self.version), "tails")
+            for view in views:
+                prefix = names.state_prefix(entity, shard, self.version, view.name)
+                if keys:
+                    pipe.mget([prefix + key for key in keys])
+        results = iter(pipe.execute())
+        live: set[int] = set()
+        old: dict[str, list[bytes | None]] = {view.name: [] for view in views}
+        for shard, keys in by_shard.items():
+            if int(next(results) or 0) > 0:
+                live.add(shard)
+            for view in views:
+                if keys:
+                    old[view.name].extend(next(results))
+        return live, old
+
+    def _apply_call(
+        self,
+        entity: str,
+        update: ShardUpdate,
+        entities: Sequence[tuple[int, str]],
+        members: Sequence[int],
+        states: Mapping[str, Sequence[bytes]],
+        has_tails: bool,
+    ) -> tuple[str, list[str], list[Any]]:
+        shard = update.shard
+        keys = [names.meta(entity, shard, self.version)]
+        args: list[Any] = [self._epoch(entity, shard), self._owner, update.expected_offset, update.next_offset]
+        args += [update.clock_us, update.progress_us, len(members) * len(states)]
+        for view, blobs in states.items():
+            prefix = names.state_prefix(entity, shard, self.version, view)
+            keys += [prefix + entities[i][1] for i in members]
+            args += [blobs[i] for i in members]
+        if has_tails:
+            for view_name, key, ids in self._forgotten(entity, update):
+                keys.append(names.tail_prefix(entity, shard, self.version, view_name) + key)
+                args.append(len(ids))
+                args += ids
+        return _APPLY, keys, args
+
+    def _forgotten(self, entity: str, update: ShardUpdate) -> list[tuple[str, str, list[bytes]]]:
+        """Per view and key, the ids (8 bytes each) that the tail forgets."""
+        ids: dict[str, list[bytes]] = {}
+        for part in update.parts:
+            if part.known_at_us is None:
+                for k, i in zip(np.asarray(part.key_index).tolist(), part.id.tolist(), strict=True):
+                    ids.setdefault(part.keys[k], []).append(tail_field(i))
+        for key, i in update.forget:
+            ids.setdefault(key, []).append(tail_field(i))
+        views = [v.name for v in self._plan.views_of(entity) if needs_tail(v)]
+        return [(view, key, found) for view in views for key, found in ids.items()]
+
+    def _epoch(self, entity: str, shard: int) -> int:
+        return self._epochs[entity, shard]
+
+    def _call(self, calls: Sequence[tuple[str, list[str], list[Any]]]) -> list[Any]:
+        """Run scripts in one pipelined round trip; a server that lost its scripts gets them again."""
+        if not calls:
+            return []
+        pipe = self._redis.pipeline(transaction=False)
+        for text, keys, args in calls:
+            pipe.evalsha(self._scripts[text].sha, len(keys), *keys, *args)
+        results = pipe.execute(raise_on_error=False)
+        if any(isinstance(r, NoScriptError) for r in results):
+            for text in {text for text, _, _ in calls}:
+                self._redis.script_load(text)
+            missing = [i for i, r in enumerate(results) if isinstance(r, NoScriptError)]
+            for i, r in zip(missing, self._call([calls[i] for i in missing]), strict=True):
+                results[i] = r
+        for r in results:
+            if isinstance(r, Exception):
+                raise r
+        return list(results)
+
+
+def tail_field(id_: int) -> bytes:
+    """An event's field in the tail hash."""
+    return id_.to_bytes(8, "little")
+
+
+def needs_tail(view: FeatureView) -> bool:
+    """Whether an event can be inside the view's windows before the worker has absorbed it.
+
+    A delay of a day or more leaves the worker that long; a shorter one does not.
+    """
+    return view.delay_us < 86_400_000_000
+
+
+Origins = list[tuple[int, int, int]]  # first row, shard, part
+
+
+def _events(
+    view: FeatureView, updates: Sequence[ShardUpdate], index: Mapping[tuple[int, str], int]
+) -> tuple[NewEvents | None, Origins]:
+    """The updates' events of the view's source as one, and where each run of rows came from."""
+    group, time_us, id_ = [], [], []
+    columns: dict[str, list[Int64s]] = {name: [] for name in view.columns}
+    origins: Origins = []
+    rows = 0
+    for update in updates:
+        for p, part in enumerate(update.parts):
+            if part.source != view.source.name or len(part.id) == 0:
+                continue
+            origins.append((rows, update.shard, p))
+            rows += len(part.id)
+            group.append(_groups(update.shard, part, index))
+            time_us.append(part.time_us)
+            id_.append(part.id)
+            for name, values in columns.items():
+                values.append(part.fields[name])
+    if not rows:
+        return None, origins
+    joined = {name: np.concatenate(values) for name, values in columns.items()}
+    return NewEvents(np.concatenate(group), np.concatenate(time_us), np.concatenate(id_), joined), origins
+
+
+def _labels(view: FeatureView, updates: Sequence[ShardUpdate], index: Mapping[tuple[int, str], int]) -> Labels | None:
+    if view.label is None:
+        return None
+    found = [
+        (_groups(u.shard, p, index), p.id, p.time_us, p.known_at_us, p.fields["value"])
+        for u in updates
+        for p in u.parts
+        if p.source == view.label.name and p.known_at_us is not None and len(p.id)
+    ]
+    return Labels(*(np.concatenate(c) for c in zip(*found, strict=True))) if found else None
+
+
+def _groups(shard: int, part: EventColumns, index: Mapping[tuple[int, str], int]) -> Int64s:
+    lookup = np.fromiter((index[shard, key] for key in part.keys), dtype=np.int64, count=len(part.keys))
+    return np.asarray(lookup[part.key_index])
+
+
+def _origin(origins: Origins, row: int) -> tuple[int, int, int]:
+    """Shard, part and row within the part of a row of the joined events."""
+    first, shard, part = max(o for o in origins if o[0] <= row)
+    return shard, part, row - first
