@@ -152,7 +152,6 @@ def _sealed(blob: bytes) -> bytes:
 def _frame(values: Int64s, counts: Int64s, timed: bool) -> tuple[Int64s, Int64s, Int64s, Int64s]:
     """Per group base, unit code and width of a column, and the column's raw numbers."""
     groups = len(counts)
-    unit: Int64s
     base = np.zeros(groups, dtype=np.int64)
     unit = np.zeros(groups, dtype=np.int64)
     width = np.zeros(groups, dtype=np.int64)
@@ -163,9 +162,9 @@ def _frame(values: Int64s, counts: Int64s, timed: bool) -> tuple[Int64s, Int64s,
     base[filled] = np.minimum.reduceat(values, starts)
     raw = values - np.repeat(base, counts)
     if timed:
-        for code in (1, 2):
-            off = np.add.reduceat((raw % _UNITS[code]) != 0, starts)
-            unit[filled[off == 0]] = code
+        for u in (1, 2):
+            off = np.add.reduceat((raw % _UNITS[u]) != 0, starts)
+            unit[filled[off == 0]] = u
         raw = raw // np.repeat(_UNITS[unit], counts)
     top = np.maximum.reduceat(raw.view(np.uint64), starts)
     code = (top > 0).astype(np.int64) + (top > 0xFF) + (top > 0xFFFF) + (top > 0xFFFFFFFF)

@@ -187,8 +187,8 @@ class StateWriter:
             events, events_from = _events(view, updates, index)
             merged = merge(view, codec.decode(old[view.name]), events, _labels(view, updates, index))
             for row in merged.conflicts.tolist():
-                shard, part, part_row = _origin(events_from, row)
-                conflicts[shard].add((part, part_row))
+                shard, part_index, part_row = _origin(events_from, row)
+                conflicts[shard].add((part_index, part_row))
             for row in merged.duplicates.tolist():
                 duplicates[_origin(events_from, row)[0]] += 1
             states[view.name] = codec.encode(merged.points, len(entities))
