@@ -8,7 +8,7 @@ from the offset in Redis.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
@@ -67,6 +67,7 @@ class ShardPosition:
     epoch: int
     offset: int
     clock_us: int
+    progress_us: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,14 +84,17 @@ class Applied:
     duplicates: int = 0
 
 
+OnConflicts = Callable[[Mapping[int, tuple[tuple[int, int], ...]]], None]
+"""Called with shard -> (part, row) of events whose id is known with another content."""
+
 _CLAIM = """
-local m = redis.call('HMGET', KEYS[1], 'topic_id', 'offset', 'clock')
+local m = redis.call('HMGET', KEYS[1], 'topic_id', 'offset', 'clock', 'progress_us')
 local offset, clock = m[2], m[3]
 if not offset then offset = '0'; clock = ARGV[4] end
 if m[1] and m[1] ~= '' and m[1] ~= ARGV[3] then offset = '0' end
 local epoch = redis.call('HINCRBY', KEYS[1], 'epoch', 1)
 redis.call('HSET', KEYS[1], 'owner', ARGV[1], 'topic', ARGV[2], 'topic_id', ARGV[3], 'offset', offset, 'clock', clock)
-return {epoch, tonumber(offset), clock}
+return {epoch, tonumber(offset), clock, m[4] or '0'}
 """
 
 # KEYS: meta, states..., tails...; ARGV: epoch, owner, expected, next, clock, progress, states n, blobs...,
@@ -153,9 +157,9 @@ class StateWriter:
             for s in shards
         ]
         out = {}
-        for shard, (epoch, offset, clock) in zip(shards, self._call(calls), strict=True):
+        for shard, (epoch, offset, clock, progress_us) in zip(shards, self._call(calls), strict=True):
             self._epochs[entity, shard] = int(epoch)
-            out[shard] = ShardPosition(shard, int(epoch), int(offset), int(clock))
+            out[shard] = ShardPosition(shard, int(epoch), int(offset), int(clock), int(progress_us))
         return out
 
     def heartbeat(self, entity: str, progress_us: Mapping[int, int]) -> dict[int, Status]:
@@ -167,10 +171,14 @@ class StateWriter:
         results = self._call(calls)
         return {s: cast(Status, r.decode()) for s, r in zip(progress_us, results, strict=True)}
 
-    def apply(self, entity: str, updates: Sequence[ShardUpdate]) -> list[Applied]:
+    def apply(
+        self, entity: str, updates: Sequence[ShardUpdate], on_conflicts: OnConflicts | None = None
+    ) -> list[Applied]:
         """Absorb one micro-batch of several shards: one pipelined read, one pipelined write, atomic per shard.
 
-        Raises KeyError for a shard that was not claimed and feature_store.codec.StateCorrupt for damaged state.
+        `on_conflicts` is called before anything is written, where there are conflicts: what it does (a dead letter)
+        is done before the offset moves on. Raises KeyError for a shard that was not claimed and
+        feature_store.codec.StateCorrupt for damaged state.
         """
         index: dict[tuple[int, str], int] = {}
         for update in updates:
@@ -192,6 +200,8 @@ class StateWriter:
             for row in merged.duplicates.tolist():
                 duplicates[_origin(events_from, row)[0]] += 1
             states[view.name] = codec.encode(merged.points, len(entities))
+        if on_conflicts is not None and any(conflicts.values()):
+            on_conflicts({shard: tuple(sorted(found)) for shard, found in conflicts.items() if found})
         by_shard: dict[int, list[int]] = {u.shard: [] for u in updates}
         for i, (shard, _) in enumerate(entities):
             by_shard[shard].append(i)
