@@ -31,24 +31,26 @@ def kafka_jars() -> Path:
     Safe with several processes at a time; a resolution that failed leaves nothing behind.
     Raises LocalStackError with Ivy's last lines where it cannot be resolved.
     """
-    jars = _cache() / "jars"
+    jars = kafka_cache() / "jars"
     if jars.is_dir():
         return jars
-    with _only_one(_cache() / "lock"):
+    with one_at_a_time("jars"):
         if not jars.is_dir():
             _resolve(jars)
     return jars
 
 
-def _cache() -> Path:
+def kafka_cache() -> Path:
+    """Folder of this user for what is made once from this version of Kafka."""
     root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(root).expanduser() / "trine" / f"kafka-{KAFKA_VERSION}"
 
 
 @contextmanager
-def _only_one(lock: Path) -> Iterator[None]:
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("w") as file:
+def one_at_a_time(name: str) -> Iterator[None]:
+    """Hold the lock `name` of the cache; other processes wait."""
+    kafka_cache().mkdir(parents=True, exist_ok=True)
+    with (kafka_cache() / f"{name}.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
