@@ -8,9 +8,10 @@ import sys
 from importlib.resources import files
 from pathlib import Path
 
-from grpc_tools import protoc
+from grpc_tools import protoc  # type: ignore[import-untyped]
 
 HERE = Path(__file__).parent
+_KINDS = ("python", "grpc_python", "mypy", "mypy_grpc")
 
 
 def generate(out: Path) -> None:
@@ -22,8 +23,7 @@ def generate(out: Path) -> None:
     sources = sorted(str(p.relative_to(HERE)) for p in (HERE / "trine").rglob("*.proto"))
     well_known = str(files("grpc_tools") / "_proto")
     status = protoc.main(
-        ["protoc", f"-I{HERE}", f"-I{well_known}", f"--python_out={out}", f"--grpc_python_out={out}"]
-        + [f"--mypy_out={out}", f"--mypy_grpc_out={out}", *sources]
+        ["protoc", f"-I{HERE}", f"-I{well_known}", *(f"--{kind}_out={out}" for kind in _KINDS), *sources]
     )
     if status != 0:
         sys.exit(status)
