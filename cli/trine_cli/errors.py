@@ -45,7 +45,7 @@ EXIT_CODES = {
     "model_release.errors.ReleaseError": BAD_INPUT,
     "model_release.release.ReleaseError": BAD_INPUT,
     "model_release.ReleaseError": BAD_INPUT,
-    "models.fraud.generator_parameters.ParameterError": BAD_INPUT,
+    "models.fraud.errors.FraudDataError": BAD_INPUT,
     "redis.exceptions.ConnectionError": UNAVAILABLE,
     "redis.exceptions.TimeoutError": UNAVAILABLE,
     "confluent_kafka.KafkaException": UNAVAILABLE,

@@ -39,11 +39,11 @@ def build(called: str | None = None) -> typer.Typer:
     app = typer.Typer(
         name="trine",
         help="Fraud decisions in real time: from data to a running stack. "
-        "Start with [bold]trine data generate[/bold], then train, up, replay.",
+        "Start with **trine data generate**, then train, up, replay.",
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
-        rich_markup_mode="rich",
+        rich_markup_mode="markdown",
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_no_options)

@@ -18,9 +18,10 @@ from feature_store.dataset import DAY_US, FRAUD_REPORTS, TIME_TYPE, TRANSACTIONS
 from feature_store.dataset_writer import DatasetWriter, description_of
 from numpy.typing import NDArray
 
+from models.fraud.errors import ParameterError
 from models.fraud.fraud_reports import Reports, make_reports
 from models.fraud.fraud_scenarios import Frauds, apply_scenarios
-from models.fraud.generator_parameters import GeneratorParameters, ParameterError
+from models.fraud.generator_parameters import GeneratorParameters
 from models.fraud.population import Transactions, make_population, make_transactions
 
 MADE_BY = "trine data generate"

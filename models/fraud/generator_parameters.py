@@ -9,9 +9,7 @@ from __future__ import annotations
 import datetime as dt
 from dataclasses import asdict, dataclass
 
-
-class ParameterError(ValueError):
-    """A parameter out of range; the message names it, its value and what would be right."""
+from models.fraud.errors import ParameterError
 
 
 @dataclass(frozen=True, slots=True)
