@@ -2,8 +2,8 @@
 
 A request's body (or its part "data") is little-endian float32, n >= 1 rows of as many values as the model has features;
 its reply is n little-endian float32 scores. Requests that TorchServe batched together are scored in one call of the
-module; one that is wrong gets an error of its own (status 400) and the others their scores. Runs inside TorchServe
-from the release's archive, beside module.pt2; needs the package model_release and nothing else of Trine.
+module; one that is wrong gets "refused: " and the reason (over HTTP with status 400), the others get their scores.
+Runs inside TorchServe from the release's archive, beside module.pt2; of Trine it needs the package model_release only.
 """
 
 from __future__ import annotations
@@ -83,4 +83,5 @@ class TabularHandler:
 
 def _refuse(context: Context, index: int, error: ValueError) -> str:
     context.set_response_status(400, "Bad Request", index)
-    return str(error)
+    # TorchServe's gRPC side drops the status: clients know a refusal by these bytes, which no score has (3e32).
+    return f"refused: {error}"
