@@ -3,8 +3,9 @@ SHELL := /bin/bash
 VENV := .venv
 PY := $(VENV)/bin/python
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+PYTHON ?= $(firstword $(shell command -v python3.11 python3))
 PROTOS := $(shell find proto/trine -name '*.proto')
-PACKAGES := proto services/service-kit services/feature-store services/inference-gateway services/stream-worker services/model-release . cli
+PACKAGES := $(wildcard proto/pyproject.toml services/*/pyproject.toml cli/pyproject.toml)
 
 .PHONY: help setup lint test clean
 
@@ -15,7 +16,8 @@ setup: $(VENV)/.ready  ## the virtual environment, generated code and the `trine
 
 $(VENV)/bin/uv:
 	@echo "setup: virtual environment"
-	@python3 -m venv $(VENV)
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v == (3, 11) or sys.exit(f"setup: Python 3.11 is needed, found {v}")'
+	@$(PYTHON) -m venv $(VENV)
 	@$(VENV)/bin/pip install -q uv -c constraints.txt
 
 $(VENV)/.tools: $(VENV)/bin/uv constraints.txt
@@ -28,15 +30,18 @@ proto/gen/.ready: $(VENV)/.tools $(PROTOS) proto/generate.py
 	@$(PY) proto/generate.py
 	@touch $@
 
-$(VENV)/.ready: proto/gen/.ready constraints.txt pyproject.toml $(wildcard services/*/pyproject.toml) cli/pyproject.toml
+$(VENV)/.ready: proto/gen/.ready constraints.txt pyproject.toml $(PACKAGES)
 	@echo "setup: packages (a few GB on a new machine, seconds afterwards)"
-	 uv pip install --python $(PY) -c constraints.txt $(foreach p,$(filter-out .,$(PACKAGES)),-e $(p)) -e '.[dev]'
+	@uv pip install --python $(PY) -c constraints.txt $(foreach p,$(PACKAGES),-e $(dir $(p))) -e '.[dev]'
+	@$(PY) -c 'from trine_cli.local.java import java_program; java_program()' 2>/dev/null || \
+		echo "setup: done, but Kafka and TorchServe need a JDK 17 or newer (java on PATH, or JAVA_HOME)"
 	@touch $@
 
 lint: setup      ## ruff, mypy --strict, contract compatibility
 	@ruff check .
 	@ruff format --check .
-	@mypy services models cli proto/generate.py
+	@mypy services models cli proto/generate.py proto/compatibility.py proto/tests
+	@$(PY) proto/compatibility.py
 
 test: setup      ## all tests, with real Redis, Kafka and TorchServe
 	@pytest
