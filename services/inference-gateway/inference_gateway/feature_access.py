@@ -1,0 +1,63 @@
+"""Access to the online feature store that survives its absence: nobody waits for a Redis that is known to be away."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from feature_store.online import OnlineFeatures
+from service_kit.health import Health
+
+from inference_gateway.circuit import Circuit
+
+_NOBODY = b"\0" * 16
+
+
+class FeatureAccess:
+    """`connect` makes the store; it is tried until it works. Owned by the event loop."""
+
+    def __init__(
+        self, connect: Callable[[], Awaitable[OnlineFeatures]], health: Health, store: OnlineFeatures | None
+    ) -> None:
+        self._connect = connect
+        self._store = store
+        self._returned: list[Callable[[], None]] = []
+        self._circuit = Circuit(
+            "features",
+            self._probe,
+            health,
+            on_close=self._back,
+            start_open=None if store is not None else "Redis has not been reached yet",
+        )
+
+    @property
+    def usable(self) -> bool:
+        return self._store is not None and not self._circuit.open
+
+    @property
+    def store(self) -> OnlineFeatures:
+        """The store; only while `usable`."""
+        if self._store is None:
+            raise RuntimeError("the feature store was never reached")
+        return self._store
+
+    def failed(self, reason: str) -> None:
+        """A call failed: nobody calls until a probe has worked."""
+        self._circuit.failed(reason)
+
+    def on_return(self, listener: Callable[[], None]) -> None:
+        """Call `listener` whenever the store can be used again."""
+        self._returned.append(listener)
+
+    async def close(self) -> None:
+        await self._circuit.close()
+        if self._store is not None:
+            await self._store.close()
+
+    async def _probe(self) -> None:
+        if self._store is None:
+            self._store = await self._connect()
+        await self._store.recall("trine-gateway-probe", _NOBODY)
+
+    def _back(self) -> None:
+        for listener in self._returned:
+            listener()

@@ -1,0 +1,195 @@
+"""The first stage: a batch of events is written down, then judged by the ledger, appended and read in one round trip."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from feature_store.codec import StateCorrupt
+from feature_store.online import BatchRead, StoreUnavailable
+from feature_store.online import Outcome as Judged
+from service_kit.logs import get_logger
+
+from inference_gateway.answering import EVENTS, Answering
+from inference_gateway.batcher import Batcher
+from inference_gateway.decision import Decider, Reason
+from inference_gateway.errors import InvalidRequest, NotRecorded, PayloadConflict, SpoolError
+from inference_gateway.feature_access import FeatureAccess
+from inference_gateway.gateway_metrics import GatewayMetrics
+from inference_gateway.model_stage import ModelStage
+from inference_gateway.recorder import Group, Recorder
+from inference_gateway.reply_memory import unpack
+from inference_gateway.spool_format import Message
+from inference_gateway.work import Work
+
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.002, 0.02
+#: An answer of the first request is waited for until this long before the deadline.
+_MARGIN_S = 0.002
+
+log = get_logger(__name__)
+
+
+class FeatureStage:
+    """Owned by the event loop."""
+
+    def __init__(
+        self,
+        access: FeatureAccess,
+        recorder: Recorder,
+        model: ModelStage,
+        answering: Answering,
+        decider: Decider,
+        metrics: GatewayMetrics,
+        spawn: Callable[..., asyncio.Task[None]],
+        *,
+        lanes: int,
+        max_requests: int,
+    ) -> None:
+        self._access, self._recorder, self._model, self._answering = access, recorder, model, answering
+        self._decider, self._metrics, self._spawn = decider, metrics, spawn
+        self._batcher: Batcher[Work] = Batcher(self._run, lanes=lanes, max_items=max_requests)
+
+    def __len__(self) -> int:
+        """How many requests wait."""
+        return len(self._batcher)
+
+    def add(self, works: Sequence[Work]) -> None:
+        self._batcher.add(works)
+
+    async def idle(self) -> None:
+        await self._batcher.idle()
+
+    async def _run(self, gathered: list[Work]) -> None:
+        began = time.perf_counter()
+        works = [w for w in gathered if not w.answered]
+        if not works:
+            return
+        for w in works:
+            w.queue_us = int((began - w.arrived) * 1e6)
+        self._metrics.batch_requests.observe(len(works))
+        if not self._access.usable:
+            self._answering.without_model(works, Reason.FEATURES_DOWN)
+            return
+        group = self._write(works)
+        if group is None and self._decider.refuses_unrecorded:
+            return
+        written = time.perf_counter()
+        void: list[int] = []
+        try:
+            read = await self._access.store.read_and_append([w.request.features for w in works])
+        except StoreUnavailable as error:
+            self._access.failed(str(error))
+            self._settle(group)
+            self._answering.without_model(works, Reason.FEATURES_DOWN)
+            return
+        except StateCorrupt as error:
+            log.error("feature state is corrupt", reason=str(error), transaction_id=works[0].request.features.event_id)
+            self._settle(group)
+            self._answering.without_model(works, Reason.FEATURES_LOST)
+            return
+        except BaseException:
+            self._settle(group)
+            raise
+        done = time.perf_counter()
+        self._metrics.feature_stage.observe(done - written)
+        record_us, features_us = int((written - began) * 1e6), int((done - written) * 1e6)
+        for w in works:
+            w.record_us, w.features_us = record_us, features_us
+        whole, lost = self._sort(works, read, void)
+        if whole:
+            self._model.ask(whole)
+        # After the call to the model is on its way: Kafka is in no hurry.
+        self._settle(group, void)
+        if lost:
+            self._answering.without_model(lost, Reason.FEATURES_LOST)
+
+    def _write(self, works: Sequence[Work]) -> Group | None:
+        """The events into the spool, not to be sent before the ledger has judged them; None: recorded nowhere."""
+        messages = [Message(EVENTS, w.request.partition, w.request.kafka_key, w.request.event) for w in works]
+        try:
+            group = self._recorder.record(messages, held=True)
+        except SpoolError as error:
+            for w in works:
+                w.unrecorded = True
+            if self._decider.refuses_unrecorded:
+                self._metrics.unrecorded.inc(len(works))
+                for w in works:
+                    self._answering.fail(w, NotRecorded(f"the transaction could not be recorded: {error}"))
+            return None
+        for w in works:
+            w.group = group
+        return group
+
+    def _settle(self, group: Group | None, void: Sequence[int] = ()) -> None:
+        if group is not None:
+            self._recorder.settle(group, void)
+
+    def _sort(self, works: Sequence[Work], read: BatchRead, void: list[int]) -> tuple[list[Work], list[Work]]:
+        """Deal with what the ledger says; returns new requests with whole vectors, and those with lost features."""
+        whole: list[Work] = []
+        lost: list[Work] = []
+        vectors, usable, lags = read.vectors, read.usable.tolist(), read.lag_ms.tolist()
+        for i, w in enumerate(works):
+            outcome = read.outcomes[i]
+            if outcome is Judged.NEW:
+                w.lag_ms = lags[i]
+                w.vector, w.usable, w.inputs = vectors[i], read.feature_usable[i], read.inputs[i]
+                if usable[i]:
+                    whole.append(w)
+                else:
+                    w.vector = np.where(w.usable, w.vector, np.float32("nan"))
+                    lost.append(w)
+                continue
+            void.append(i)
+            self._not_new(w, outcome, read.replies[i], read.clock_us[i])
+        return whole, lost
+
+    def _not_new(self, w: Work, outcome: Judged, reply: bytes | None, clock_us: int) -> None:
+        if w.answered:
+            return
+        if outcome is Judged.REPEATED and reply is not None:
+            self._answering.answer_again(w, unpack(reply))
+        elif outcome is Judged.PENDING:
+            # The event of the first one is recorded by whoever decides it.
+            w.group = None
+            self._spawn(self._wait_for_first(w))
+        elif outcome is Judged.CONFLICT:
+            self._answering.fail(w, conflict(w))
+        else:
+            side = "behind" if outcome is Judged.LATE else "ahead of"
+            self._answering.fail(
+                w,
+                InvalidRequest(
+                    "event_time",
+                    f"is {w.request.features.time_us} us since 1970, too far {side} the stream's own time,"
+                    f" which is {clock_us} us",
+                ),
+            )
+
+    async def _wait_for_first(self, w: Work) -> None:
+        """An equal request is being decided by another process: its answer is this one's too."""
+        pause_s = _FIRST_PAUSE_S
+        features = w.request.features
+        while not w.answered and self._access.usable and w.answer_by - time.perf_counter() > pause_s + _MARGIN_S:
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 1.5, _LONGEST_PAUSE_S)
+            try:
+                outcome, reply = await self._access.store.recall(features.event_id, features.fingerprint)
+            except StoreUnavailable as error:
+                self._access.failed(str(error))
+                break
+            if outcome is Judged.NEW:
+                # Its lease ran out (that process died): this one decides.
+                self.add([w])
+                return
+            if outcome is not Judged.PENDING:
+                self._not_new(w, outcome, reply, -1)
+                return
+        # Else the deadline's wheel answers.
+
+
+def conflict(w: Work) -> PayloadConflict:
+    event_id = w.request.features.event_id
+    return PayloadConflict(f"{event_id!r} was used before with another payload; an id names one event for ever")

@@ -1,0 +1,84 @@
+"""The gateway's metrics, `trine_gateway_*`. What is per request is counted a batch at a time."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from service_kit.metrics import Metrics
+
+from inference_gateway.decision import Decision, Source
+from inference_gateway.errors import GatewayError, InvalidRequest, PayloadConflict
+from inference_gateway.recorder import Recorder
+
+_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+_VERDICTS = {1: "approve", 2: "review", 3: "deny"}
+_SOURCES = {s.value: s.name.lower() for s in Source}
+
+
+class GatewayMetrics:
+    """Made once a process."""
+
+    def __init__(self, metrics: Metrics, release: str) -> None:
+        self._release = release
+        self._decisions = metrics.counter("decisions_total", "Transactions decided", ["source", "verdict", "release"])
+        self._fallbacks = metrics.counter("fallbacks_total", "Transactions the model did not answer", ["reason"])
+        self._rejected = metrics.counter("rejected_total", "Transactions without a decision", ["reason", "field"])
+        self.repeated = metrics.counter("repeated_total", "Requests given the stored answer of an equal one")
+        self.unrecorded = metrics.counter("unrecorded_total", "Transactions recorded neither in the spool nor in Kafka")
+        self._latency = metrics.histogram("decision_seconds", "Arrival to reply, by request")
+        self._stages = metrics.histogram("stage_seconds", "Time in a stage, by micro-batch", ["stage"])
+        self.feature_stage = self._stages.labels("features")
+        self.model_stage = self._stages.labels("model")
+        self.record_stage = self._stages.labels("record")
+        sizes = metrics.histogram("batch_rows", "Requests in a micro-batch", ["stage"], buckets=_SIZES)
+        self.batch_requests = sizes.labels("features")
+        self.model_rows = sizes.labels("model")
+        self._lag = metrics.histogram(
+            "feature_lag_seconds", "How far the worker's progress trailed, by micro-batch (its worst)",
+            buckets=(0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 3600),
+        )  # fmt: skip
+        self._waiting = metrics.gauge("waiting_rows", "Requests that wait for a micro-batch")
+        self._spool = metrics.gauge("spool_bytes", "Bytes in the spool that Kafka has not acknowledged in full")
+        self._queued = metrics.gauge("kafka_queued_events", "Messages handed to the Kafka client, not acknowledged")
+        self._backlog = metrics.gauge(
+            "kafka_backlog_state", "1 while Kafka is fed from the spool's files", across="max"
+        )
+        self._delivered = metrics.counter("kafka_delivered_total", "Messages acknowledged by Kafka")
+        self._refused = metrics.counter("kafka_refused_total", "Times Kafka refused a message for good")
+        self._seen = (0, 0)
+        info = metrics.gauge("release_info", "The release in use", ["release"], across="max")
+        info.labels(release).set(1)
+
+    def answered(self, decisions: Sequence[Decision]) -> None:
+        """A batch was answered."""
+        counts = Counter((d.source, d.verdict, d.reason) for d in decisions)
+        for (source, verdict, reason), n in counts.items():
+            self._decisions.labels(_SOURCES[source], _VERDICTS[verdict], self._release).inc(n)
+            if reason:
+                self._fallbacks.labels(reason).inc(n)
+        observe = self._latency.observe
+        for d in decisions:
+            observe(d.total_us / 1e6)
+        self.record_stage.observe(decisions[-1].record_us / 1e6)
+        if (lag_ms := max(d.lag_ms for d in decisions)) > 0:
+            self._lag.observe(lag_ms / 1e3)
+
+    def rejected(self, error: GatewayError) -> None:
+        """A request got no decision."""
+        if isinstance(error, InvalidRequest):
+            reason = "invalid"
+        else:
+            reason = "conflict" if isinstance(error, PayloadConflict) else "unrecorded"
+        self._rejected.labels(reason, error.field).inc()
+
+    def watch(self, recorder: Recorder, waiting: int) -> None:
+        """Take the gauges' values; called about once a second."""
+        self._waiting.set(waiting)
+        self._spool.set(recorder.spool.size)
+        self._queued.set(recorder.queued)
+        self._backlog.set(recorder.backlog)
+        delivered, refused = recorder.delivered_total, recorder.failed_total
+        self._delivered.inc(delivered - self._seen[0])
+        self._refused.inc(refused - self._seen[1])
+        self._seen = (delivered, refused)

@@ -1,0 +1,148 @@
+"""Composition root: builds the gateway, starts it, drains it, stops it. `python -m inference_gateway.main`."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+from feature_store.online import OnlineFeatures, StoreMisconfigured, StoreUnavailable
+from model_release.errors import ReleaseError
+from model_release.release import Release, list_releases, open_release
+from service_kit.grpc_server import GrpcServer
+from service_kit.http_server import HttpServer
+from service_kit.logs import get_logger
+from service_kit.run import Lifecycle, StartRefused, run
+from service_kit.settings import ProcessSettings
+
+from inference_gateway.deadline import DeadlinePolicy
+from inference_gateway.errors import SpoolError
+from inference_gateway.feature_access import FeatureAccess
+from inference_gateway.gateway_metrics import GatewayMetrics
+from inference_gateway.grpc_service import SERVICE, ScoringService
+from inference_gateway.kafka_producer import KafkaProducer, Topic, TopicMismatch
+from inference_gateway.model_server import TorchServeClient
+from inference_gateway.recorder import Recorder
+from inference_gateway.rest_service import build_app
+from inference_gateway.scorer import Scorer
+from inference_gateway.settings import GatewaySettings
+from inference_gateway.spool import Spool
+from inference_gateway.transaction_adapter import DECISION_MESSAGE, TransactionAdapter, UnsupportedPlan
+
+DECISIONS_TOPIC = "trine.decisions"
+_MAX_UNARY_BYTES = 65_536
+
+log = get_logger(__name__)
+
+
+async def start(life: Lifecycle, settings: GatewaySettings) -> None:
+    """Build and start everything; what is registered last is stopped first."""
+    release = choose_release(settings)
+    plan = release.plan
+    metrics = GatewayMetrics(life.metrics, release.id)
+
+    try:
+        adapter = TransactionAdapter(plan, settings.shards, release.id, live=settings.live)
+        spool = Spool(
+            settings.spool_dir / str(ProcessSettings().index or 0),
+            max_bytes=settings.spool_max_bytes,
+            segment_bytes=settings.spool_segment_bytes,
+        )
+    except (UnsupportedPlan, SpoolError) as error:
+        raise StartRefused(str(error)) from error
+    if spool.damaged:
+        log.warning("the spool had torn or damaged bytes, which were skipped", bytes=spool.damaged)
+    topics = (Topic(plan.source.topic, plan.source.message), Topic(DECISIONS_TOPIC, DECISION_MESSAGE))
+    producer = KafkaProducer(settings.kafka_bootstrap, topics, linger_ms=settings.kafka_linger_ms)
+    await check_topics(producer, settings.shards)
+    recorder = Recorder(spool, producer)
+    life.on_stop("recorder", lambda: recorder.close(10.0), deadline_s=15.0)
+    life.task("recorder", recorder.run())
+
+    async def connect() -> OnlineFeatures:
+        return await OnlineFeatures.connect(
+            settings.redis_url,
+            plan,
+            settings.shards,
+            timeout_s=settings.redis_timeout_ms / 1_000,
+            lease_ms=settings.lease_ms,
+            ledger_ttl_ms=settings.ledger_ttl_s * 1_000,
+        )
+
+    store: OnlineFeatures | None = None
+    try:
+        store = await connect()
+    except StoreMisconfigured as error:
+        raise StartRefused(str(error)) from error
+    except StoreUnavailable as error:
+        log.warning("started without features", reason=str(error))
+    access = FeatureAccess(connect, life.health, store)
+    life.on_stop("features", access.close)
+
+    scorer = Scorer(
+        adapter,
+        release,
+        access,
+        TorchServeClient(settings.torchserve_grpc),
+        recorder,
+        life.health,
+        metrics,
+        DeadlinePolicy(settings.deadline_ms / 1_000, settings.longest_deadline_ms / 1_000),
+        settings.tuning,
+    )
+    life.on_stop("model", scorer.close)
+    life.task("watch", scorer.watch())
+    life.on_stop("scorer", scorer.drain, deadline_s=10.0)
+
+    service = ScoringService(
+        scorer,
+        max_unary_bytes=_MAX_UNARY_BYTES,
+        bulk_deadline_s=settings.bulk_deadline_ms / 1_000,
+        bulk_window=settings.bulk_window,
+    )
+    grpc_server = GrpcServer(
+        {SERVICE: service.add_to},
+        life.health,
+        settings.grpc_port,
+        settings.host,
+        max_message_bytes=settings.max_message_bytes,
+        options=[
+            ("grpc.max_connection_age_ms", settings.max_connection_age_s * 1_000),
+            ("grpc.keepalive_time_ms", settings.keepalive_s * 1_000),
+            ("grpc.keepalive_timeout_ms", 10_000),
+        ],
+    )
+    http_server = HttpServer(build_app(scorer, life.health, life.metrics), settings.rest_port, settings.host)
+    await http_server.start()
+    life.on_stop("rest", http_server.stop, deadline_s=8.0)
+    await grpc_server.start()
+    life.on_stop("grpc", grpc_server.stop, deadline_s=8.0)
+    log.info("listening", grpc_port=grpc_server.port, rest_port=http_server.port, release=release.id)
+
+
+def choose_release(settings: GatewaySettings) -> Release:
+    """The release named in the settings, or the youngest that can be opened. Raises StartRefused."""
+    named = [settings.releases / settings.release] if settings.release else list_releases(settings.releases)
+    opened: list[Release] = []
+    problems: list[str] = []
+    for path in named:
+        try:
+            opened.append(open_release(path))
+        except ReleaseError as error:
+            log.error("release refused", release=path.name, reason=str(error))
+            problems.append(str(error))
+    if not opened:
+        raise StartRefused("; ".join(problems) or f"no release in {settings.releases}; make one with `trine train`")
+    return max(opened, key=lambda release: release.manifest.created_at)
+
+
+async def check_topics(producer: KafkaProducer, shards: int) -> None:
+    """Raises StartRefused where topics have other partitions than `shards`; Kafka may be away."""
+    try:
+        if not await asyncio.to_thread(producer.check_topics, shards, 2.0):
+            log.warning("started without Kafka: events wait in the spool")
+    except TopicMismatch as error:
+        raise StartRefused(str(error)) from error
+
+
+if __name__ == "__main__":
+    sys.exit(run("gateway", start, GatewaySettings))

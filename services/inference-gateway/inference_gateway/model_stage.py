@@ -1,0 +1,97 @@
+"""The model stage: rows of many requests in one call to the model server, within what the deadlines leave."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+from model_release.release import Release
+from service_kit.health import Health
+
+from inference_gateway.answering import Answering
+from inference_gateway.batcher import Batcher
+from inference_gateway.circuit import Circuit
+from inference_gateway.decision import Reason
+from inference_gateway.gateway_metrics import GatewayMetrics
+from inference_gateway.model_server import ModelServer, ModelServerError, ModelUnavailable
+from inference_gateway.work import Work
+
+
+class ModelStage:
+    """Before a model server is used, at start or after a failure, its scores of the golden rows are checked."""
+
+    def __init__(
+        self,
+        server: ModelServer,
+        release: Release,
+        answering: Answering,
+        health: Health,
+        metrics: GatewayMetrics,
+        *,
+        lanes: int,
+        max_rows: int,
+        min_s: float,
+    ) -> None:
+        self._server, self._release, self._answering, self._metrics = server, release, answering, metrics
+        self._min_s = min_s
+        self._batcher: Batcher[Work] = Batcher(self._call, lanes=lanes, max_items=max_rows, gather=False)
+        self._circuit = Circuit(
+            "model", self._check, health, every_s=0.2, probe_timeout_s=10.0, start_open="not checked yet"
+        )
+
+    @property
+    def usable(self) -> bool:
+        return not self._circuit.open
+
+    def ask(self, works: list[Work]) -> None:
+        """Score requests whose vectors are whole."""
+        if self._circuit.open:
+            self._answering.without_model(works, Reason.MODEL_DOWN)
+        else:
+            self._batcher.add(works)
+
+    async def idle(self) -> None:
+        await self._batcher.idle()
+
+    async def close(self) -> None:
+        await self._circuit.close()
+        await self._server.close()
+
+    async def _check(self) -> None:
+        await self._server.check(self._release)
+
+    async def _call(self, gathered: list[Work]) -> None:
+        began = time.perf_counter()
+        works, late = [], []
+        for w in gathered:
+            if not w.answered:
+                (works if w.answer_by - began >= self._min_s else late).append(w)
+        if late:
+            self._answering.without_model(late, Reason.DEADLINE)
+        if not works:
+            return
+        if self._circuit.open:
+            self._answering.without_model(works, Reason.MODEL_DOWN)
+            return
+        rows = np.stack([w.vector for w in works])  # type: ignore[misc]  # not None: ask() says so
+        limit_s = max(w.answer_by for w in works) - began
+        self._metrics.model_rows.observe(len(works))
+        try:
+            scores = await self._server.score(self._release.id, rows, limit_s)
+            took = time.perf_counter() - began
+            self._metrics.model_stage.observe(took)
+            took_us = int(took * 1e6)
+            for w in works:
+                w.model_us = took_us
+            self._answering.by_model(works, scores)
+            self._circuit.worked()
+        except ModelUnavailable as error:
+            if error.reason == Reason.DEADLINE:
+                self._circuit.slow(str(error))
+                self._answering.without_model(works, Reason.DEADLINE)
+            else:
+                self._circuit.failed(str(error))
+                self._answering.without_model(works, Reason.MODEL_DOWN)
+        except (ModelServerError, ValueError) as error:
+            self._circuit.failed(str(error))
+            self._answering.without_model(works, Reason.MODEL_DOWN)

@@ -1,0 +1,95 @@
+"""Which requests are being decided here, and what was answered: the ledger's near side.
+
+The ledger in Redis is what all processes share. This process also keeps its own latest answers, so that a retry gets
+the stored answer while Redis is away, and hands them to the ledger when it is back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
+from struct import Struct
+
+import numpy as np
+from feature_store.online import StoreUnavailable
+
+from inference_gateway.feature_access import FeatureAccess
+from inference_gateway.work import Answer, Work
+
+_RECENT = 20_000
+_MISSED = 10_000
+_WIDTH = Struct("<H")
+
+
+class ReplyMemory:
+    """Owned by the event loop; memory is bounded by the limits above."""
+
+    def __init__(self, access: FeatureAccess, spawn: Callable[..., asyncio.Task[None]]) -> None:
+        self._access, self._spawn = access, spawn
+        self._deciding: dict[str, Work] = {}
+        self._recent: OrderedDict[str, tuple[bytes, Answer]] = OrderedDict()
+        self._missed: deque[tuple[str, bytes, bytes]] = deque(maxlen=_MISSED)
+        access.on_return(self._hand_in)
+
+    def deciding(self, event_id: str) -> Work | None:
+        """The request with this id that is being decided here."""
+        return self._deciding.get(event_id)
+
+    def answered(self, event_id: str) -> tuple[bytes, Answer] | None:
+        """Fingerprint and answer of a request with this id that was answered here lately."""
+        return self._recent.get(event_id)
+
+    def enter(self, work: Work) -> None:
+        """`work` is being decided from now on, until `leave`."""
+        self._deciding[work.request.features.event_id] = work
+
+    def leave(self, work: Work) -> None:
+        event_id = work.request.features.event_id
+        if self._deciding.get(event_id) is work:
+            del self._deciding[event_id]
+
+    def remember(self, works: Sequence[Work], answers: Sequence[Answer]) -> None:
+        """Keep answers for repeats. Called before they are sent, so that a retry at once finds them on any process."""
+        recent, entries = self._recent, []
+        for work, answer in zip(works, answers, strict=True):
+            features = work.request.features
+            recent[features.event_id] = (features.fingerprint, answer)
+            entries.append((features.event_id, features.fingerprint, pack(answer)))
+        while len(recent) > _RECENT:
+            recent.popitem(last=False)
+        self._store(entries)
+
+    def _store(self, entries: list[tuple[str, bytes, bytes]]) -> None:
+        if self._access.usable:
+            self._spawn(self._store_now(entries))
+        else:
+            self._missed.extend(entries)
+
+    async def _store_now(self, entries: list[tuple[str, bytes, bytes]]) -> None:
+        try:
+            await self._access.store.remember(entries)
+        except StoreUnavailable as error:
+            self._missed.extend(entries)
+            self._access.failed(str(error))
+
+    def _hand_in(self) -> None:
+        missed = list(self._missed)
+        self._missed.clear()
+        for i in range(0, len(missed), 500):
+            self._store(missed[i : i + 500])
+
+
+def pack(answer: Answer) -> bytes:
+    """What the ledger keeps: width u16 | vector float32[width] | response. So a repeat can be explained too."""
+    if answer.vector is None:
+        return _WIDTH.pack(0) + answer.response
+    return _WIDTH.pack(len(answer.vector)) + answer.vector.tobytes() + answer.response
+
+
+def unpack(stored: bytes) -> Answer:
+    """The answer that `pack` stored, marked as repeated."""
+    (width,) = _WIDTH.unpack_from(stored)
+    end = _WIDTH.size + 4 * width
+    vector = np.frombuffer(stored, dtype="<f4", count=width, offset=_WIDTH.size) if width else None
+    return Answer(stored[end:], vector, True)

@@ -1,0 +1,230 @@
+"""REST in front of the same scorer: POST /v1/transactions:score, its OpenAPI page, errors as problem+json (RFC 9457)."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from decimal import Decimal, InvalidOperation
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Header, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StrictInt, StrictStr
+from service_kit.health import Health
+from service_kit.http_server import health_router
+from service_kit.metrics import Metrics
+from starlette.exceptions import HTTPException
+from trine.scoring.v1 import scoring_pb2 as scoring
+
+from inference_gateway.errors import GatewayError, InvalidRequest, NotRecorded, PayloadConflict
+from inference_gateway.scorer import Scorer
+from inference_gateway.transaction_adapter import REPEATED
+from inference_gateway.work import Answer
+
+MAX_BODY_BYTES = 16_384
+_PROBLEM = "application/problem+json"
+_STATUSES = {InvalidRequest: 422, PayloadConflict: 409, NotRecorded: 503}
+#: Digits after the point by ISO 4217; two for all others.
+_DIGITS = dict.fromkeys(
+    ["BIF", "CLP", "DJF", "GNF", "ISK", "JPY", "KMF", "KRW", "PYG", "RWF", "UGX", "VND", "VUV", "XAF", "XOF", "XPF"], 0
+) | dict.fromkeys(["BHD", "IQD", "JOD", "KWD", "LYD", "OMR", "TND"], 3)
+
+
+class TransactionBody(BaseModel):
+    """Amount: either `amount_minor` (cents) or `amount`, a decimal text with no more digits than the currency has."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [
+                {
+                    "transaction_id": "tx-20180725-000017",
+                    "event_time": "2018-07-25T14:03:22.120Z",
+                    "customer_id": "4711",
+                    "terminal_id": "812",
+                    "amount_minor": 12345,
+                    "currency": "EUR",
+                }
+            ]
+        },
+    )
+
+    transaction_id: Annotated[StrictStr, Field(description="1 to 64 of A-Z a-z 0-9 . _ : -; the idempotency key")]
+    event_time: Annotated[AwareDatetime, Field(description="RFC 3339, with its offset from UTC")]
+    customer_id: StrictStr
+    terminal_id: StrictStr
+    amount_minor: Annotated[StrictInt | None, Field(description="Minor units (cents), 1 to 10^12")] = None
+    amount: Annotated[StrictStr | None, Field(description='Decimal text, e.g. "123.45"', examples=[None])] = None
+    currency: Annotated[StrictStr, Field(description="ISO 4217")]
+
+
+class LatencyBody(BaseModel):
+    """Microseconds by stage."""
+
+    queue_us: int
+    features_us: int
+    model_us: int
+    record_us: int
+    total_us: int
+
+
+class DecisionBody(BaseModel):
+    """The same as trine.scoring.v1.ScoreTransactionResponse."""
+
+    transaction_id: str
+    verdict: Annotated[str, Field(examples=["approve"], description="approve, review or deny")]
+    score: Annotated[float, Field(description="Calibrated probability of fraud")]
+    release: str
+    source: Annotated[str, Field(examples=["model"], description="model, batch_score or rules")]
+    feature_lag_ms: int
+    latency: LatencyBody
+    features: dict[str, float]
+    new_entities: list[str]
+    rules: list[str]
+    fallback_reason: str
+    repeated_request: bool
+
+
+class ProblemBody(BaseModel):
+    """RFC 9457."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str
+    field: str = ""
+
+
+def build_app(scorer: Scorer, health: Health, metrics: Metrics) -> FastAPI:
+    """The REST app: scoring, OpenAPI page at /docs, /livez, /readyz, /metrics."""
+    app = FastAPI(title="Trine inference gateway", version="1", redoc_url=None)
+    app.include_router(health_router(health, metrics))
+
+    @app.middleware("http")
+    async def limit_body(request: Request, call: Callable[[Request], Awaitable[Response]]) -> Response:
+        if request.method == "POST":
+            length = request.headers.get("content-length", "")
+            if not length.isdigit() or int(length) > MAX_BODY_BYTES:
+                found = f"{length} bytes" if length.isdigit() else "no length"
+                return problem(422, f"body: has {found}; must have at most {MAX_BODY_BYTES} bytes", "body")
+        return await call(request)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        where = [str(part) for part in first["loc"] if part != "body"]
+        field = "body" if first["type"] == "json_invalid" or not where else ".".join(where)
+        return problem(422, f"{field}: {first['msg']}", field)
+
+    @app.exception_handler(HTTPException)
+    async def refused(_: Request, error: HTTPException) -> Response:
+        return problem(error.status_code, str(error.detail), "")
+
+    @app.post(
+        "/v1/transactions:score",
+        response_model=DecisionBody,
+        summary="Decide one transaction",
+        responses={code: {"model": ProblemBody, "description": text} for code, text in _RESPONSES.items()},
+        tags=["scoring"],
+    )
+    async def score(
+        body: TransactionBody,
+        trine_explain: Annotated[str, Header(description="1: with the features the model got")] = "",
+        trine_deadline_ms: Annotated[float | None, Header(gt=0, description="Answer within; default 100")] = None,
+    ) -> Response:
+        try:
+            request = scorer.adapter.request(_message(body))
+        except InvalidRequest as error:
+            return _refusal(scorer, error)
+        job = scorer.submit((request,), None if trine_deadline_ms is None else trine_deadline_ms / 1_000)
+        await job.done
+        outcome = job.outcomes[0]
+        if not isinstance(outcome, Answer):
+            error = outcome if outcome is not None else GatewayError("no outcome")
+            return problem(_STATUSES.get(type(error), 500), error.message, error.field)
+        data = outcome.response + REPEATED if outcome.repeated else outcome.response
+        if trine_explain == "1":
+            data = scorer.adapter.explained(data, outcome.vector)
+        return JSONResponse(_body(scoring.ScoreTransactionResponse.FromString(data)))
+
+    return app
+
+
+_RESPONSES = {
+    409: "The id was used before with another payload",
+    422: "A field is wrong; `field` names it",
+    503: "The transaction could be recorded nowhere",
+}
+
+
+def problem(status: int, detail: str, field: str) -> JSONResponse:
+    """An RFC 9457 body."""
+    titles = {409: "Conflict", 422: "Invalid request", 503: "Not recorded", 404: "Not found", 405: "Method not allowed"}
+    body = ProblemBody(title=titles.get(status, "Error"), status=status, detail=detail, field=field)
+    return JSONResponse(body.model_dump(), status, media_type=_PROBLEM)
+
+
+def _refusal(scorer: Scorer, error: InvalidRequest) -> Response:
+    scorer.submit((error,), None)
+    return problem(422, error.message, error.field)
+
+
+def _message(body: TransactionBody) -> scoring.Transaction:
+    """Raises InvalidRequest."""
+    message = scoring.Transaction(
+        transaction_id=body.transaction_id,
+        customer_id=body.customer_id,
+        terminal_id=body.terminal_id,
+        currency=body.currency,
+    )
+    minor = _minor(body)
+    if not -(2**63) <= minor < 2**63:
+        raise InvalidRequest("amount_minor" if body.amount is None else "amount", f"is {minor}; must be 1 to 10^12")
+    message.amount_minor = minor
+    _set_time(message, body.event_time)
+    return message
+
+
+def _minor(body: TransactionBody) -> int:
+    if (body.amount_minor is None) == (body.amount is None):
+        raise InvalidRequest("amount_minor", "exactly one of amount_minor and amount must be given")
+    if body.amount is None:
+        return body.amount_minor or 0
+    digits = _DIGITS.get(body.currency, 2)
+    try:
+        value = Decimal(body.amount)
+    except InvalidOperation:
+        value = Decimal("NaN")
+    if not value.is_finite() or len(body.amount) > 32:
+        raise InvalidRequest("amount", f'is {body.amount[:40]!r}; must be a decimal number such as "123.45"')
+    minor = value.scaleb(digits)
+    if minor != minor.to_integral_value():
+        raise InvalidRequest("amount", f"is {body.amount!r}; {body.currency} has {digits} digits after the point")
+    if not 1 <= minor <= 10**12:
+        raise InvalidRequest("amount", f"is {body.amount!r}; must be 1 to 10^12 minor units")
+    return int(minor)
+
+
+def _set_time(message: scoring.Transaction, at: datetime) -> None:
+    try:
+        message.event_time.FromDatetime(at)
+    except (ValueError, OverflowError) as error:
+        raise InvalidRequest("event_time", f"is {at}; must be a time of the years 1970 to 2099") from error
+
+
+def _body(m: scoring.ScoreTransactionResponse) -> dict[str, Any]:  # JSON
+    return {
+        "transaction_id": m.transaction_id,
+        "verdict": scoring.Verdict.Name(m.verdict).removeprefix("VERDICT_").lower(),
+        "score": m.score,
+        "release": m.release,
+        "source": scoring.ScoreSource.Name(m.source).removeprefix("SCORE_SOURCE_").lower(),
+        "feature_lag_ms": m.feature_lag_ms,
+        "latency": {n: getattr(m.latency, n) for n in ("queue_us", "features_us", "model_us", "record_us", "total_us")},
+        "features": dict(m.features),
+        "new_entities": list(m.new_entities),
+        "rules": list(m.rules),
+        "fallback_reason": m.fallback_reason,
+        "repeated_request": m.repeated_request,
+    }

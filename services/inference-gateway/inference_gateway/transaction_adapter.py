@@ -1,0 +1,241 @@
+"""The one adapter of the typed API: the only module that names a field of a transaction.
+
+From a request's message to a validated `Request` (what features, Kafka and the ledger need), and from a `Decision`
+back to the response and to the decision record. Everything else in the gateway runs what the release's plan declares.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+import numpy as np
+from feature_store.definitions import FeaturePlan
+from feature_store.ids import ID_PATTERN
+from feature_store.online import FeatureRequest, ViewRead
+from feature_store.sharding import shard_of
+from feature_store.validation import CURRENCIES, MAX_MINOR, MAX_TIME_US, first_problem
+from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
+from trine.events.v1 import events_pb2 as events
+from trine.scoring.v1 import scoring_pb2 as scoring
+from xxhash import xxh3_128_digest
+
+from inference_gateway.decision import Decision, Request
+from inference_gateway.errors import InvalidRequest
+from inference_gateway.wire import bytes_tag, varint
+
+EVENT_MESSAGE = events.Transaction.DESCRIPTOR.full_name
+DECISION_MESSAGE = events.DecisionRecord.DESCRIPTOR.full_name
+MAX_TRANSACTIONS = 1_024
+_ENTITY_FIELDS = ("customer_id", "terminal_id")
+
+_RECORD_EVENT = bytes_tag(events.DecisionRecord.DESCRIPTOR, "transaction")
+_RECORD_VECTOR = bytes_tag(events.DecisionRecord.DESCRIPTOR, "vector")
+_MINUTE_US = 60_000_000
+_id = ID_PATTERN.fullmatch
+
+
+class UnsupportedPlan(Exception):
+    """A release whose plan asks for what a transaction does not have."""
+
+
+class TransactionAdapter:
+    """`live`: event times are checked against the wall clock too (a replay of old data needs it off)."""
+
+    def __init__(
+        self,
+        plan: FeaturePlan,
+        shards: int,
+        release: str,
+        *,
+        live: bool = False,
+        future_us: int = 5 * _MINUTE_US,
+        past_us: int = 24 * 60 * _MINUTE_US,
+    ) -> None:
+        if plan.source.message != EVENT_MESSAGE or not set(plan.source.fields) <= {"amount"}:
+            raise UnsupportedPlan(
+                f"plan {plan.model}: source {plan.source.name} carries {plan.source.message} with fields"
+                f" {plan.source.fields}; this gateway scores {EVENT_MESSAGE} with field amount"
+            )
+        if strange := [e.name for e in plan.entities if e.key not in _ENTITY_FIELDS]:
+            raise UnsupportedPlan(f"plan {plan.model}: entities {strange} are keyed by none of {_ENTITY_FIELDS}")
+        self._names = {field: [e.name for e in plan.entities if e.key == field] for field in _ENTITY_FIELDS}
+        self._features = plan.features
+        self._shards = shards
+        self._release = release
+        self._live, self._future_us, self._past_us = live, future_us, past_us
+
+    # In
+
+    def unary(self, data: bytes) -> Request:
+        """A serialised ScoreTransactionRequest. Raises InvalidRequest."""
+        try:
+            message = scoring.ScoreTransactionRequest.FromString(data)
+        except DecodeError as error:
+            raise InvalidRequest("request", "is not a serialised trine.scoring.v1.ScoreTransactionRequest") from error
+        if not message.HasField("transaction"):
+            raise InvalidRequest("transaction", "is missing")
+        return self.request(message.transaction)
+
+    def batch(self, data: bytes) -> list[Request | InvalidRequest]:
+        """A serialised ScoreTransactionsRequest: per transaction the request, or what is wrong with it.
+
+        Raises InvalidRequest where the message as a whole cannot be taken.
+        """
+        try:
+            message = scoring.ScoreTransactionsRequest.FromString(data)
+        except DecodeError as error:
+            raise InvalidRequest("request", "is not a serialised trine.scoring.v1.ScoreTransactionsRequest") from error
+        if len(message.transactions) > MAX_TRANSACTIONS:
+            raise InvalidRequest(
+                "transactions", f"has {len(message.transactions)} items; must have at most {MAX_TRANSACTIONS}"
+            )
+        found: list[Request | InvalidRequest] = []
+        for transaction in message.transactions:
+            try:
+                found.append(self.request(transaction))
+            except InvalidRequest as error:
+                found.append(error)
+        return found
+
+    def request(self, t: scoring.Transaction) -> Request:
+        """One transaction. Raises InvalidRequest that names the field."""
+        id_, customer, terminal = t.transaction_id, t.customer_id, t.terminal_id
+        amount, currency, at = t.amount_minor, t.currency, t.event_time
+        time_us = at.seconds * 1_000_000 + at.nanos // 1_000
+        if not (
+            _id(id_) and _id(customer) and _id(terminal) and 0 < amount <= MAX_MINOR and currency in CURRENCIES
+            and 0 < time_us <= MAX_TIME_US and 0 <= at.nanos < 1_000_000_000
+        ):  # fmt: skip
+            raise self._problem(t, time_us)
+        if self._live:
+            self._check_live(time_us)
+        event = events.Transaction(
+            transaction_id=id_,
+            event_time_us=time_us,
+            customer_id=customer,
+            terminal_id=terminal,
+            amount=amount,
+            currency=currency,
+        ).SerializeToString()
+        keys = {name: customer for name in self._names["customer_id"]}
+        for name in self._names["terminal_id"]:
+            keys[name] = terminal
+        features = FeatureRequest(id_, time_us, keys, {"amount": amount}, xxh3_128_digest(event))
+        return Request(features, event, customer.encode(), shard_of(customer, self._shards))
+
+    def _problem(self, t: scoring.Transaction, time_us: int) -> InvalidRequest:
+        if not t.HasField("event_time"):
+            return InvalidRequest("event_time", "is missing; must be a time in UTC")
+        if not 0 <= t.event_time.nanos < 1_000_000_000:
+            return InvalidRequest("event_time", f"has {t.event_time.nanos} nanos; must have 0 to 999999999")
+        ids = {name: getattr(t, name) for name in ("transaction_id", *_ENTITY_FIELDS)}
+        problem = first_problem({**ids, "event_time_us": time_us, "amount": t.amount_minor, "currency": t.currency})
+        if problem is None:
+            return InvalidRequest("transaction", "cannot be used")
+        public = {"event_time_us": "event_time", "amount": "amount_minor"}
+        return InvalidRequest(public.get(problem.field, problem.field), problem.detail)
+
+    def _check_live(self, time_us: int) -> None:
+        now_us = time.time_ns() // 1_000
+        if time_us > now_us + self._future_us:
+            raise InvalidRequest(
+                "event_time",
+                f"is {(time_us - now_us) / 1e6:.0f} s in the future;"
+                f" must be at most {self._future_us // 1_000_000} s after the gateway's clock",
+            )
+        if time_us < now_us - self._past_us:
+            raise InvalidRequest(
+                "event_time",
+                f"is {(now_us - time_us) / 1e6:.0f} s ago;"
+                f" must be at most {self._past_us // 1_000_000} s before the gateway's clock",
+            )
+
+    # Out
+
+    def response(self, request: Request, d: Decision) -> bytes:
+        """The serialised ScoreTransactionResponse, without features."""
+        return scoring.ScoreTransactionResponse(
+            transaction_id=request.features.event_id,
+            verdict=d.verdict,  # type: ignore[arg-type]  # the enum's number
+            score=d.score,
+            release=self._release,
+            source=d.source,  # type: ignore[arg-type]  # the enum's number
+            feature_lag_ms=d.lag_ms,
+            latency=_LATENCY(
+                queue_us=d.queue_us,
+                features_us=d.features_us,
+                model_us=d.model_us,
+                record_us=d.record_us,
+                total_us=d.total_us,
+            ),
+            new_entities=_new_entities(d.inputs),
+            rules=d.rules,
+            fallback_reason=d.reason,
+        ).SerializeToString()
+
+    def record(self, request: Request, d: Decision) -> bytes:
+        """The serialised DecisionRecord; its record_us is what was known before it was written itself."""
+        known = events.DecisionRecord(
+            decision_id=request.features.event_id,
+            verdict=d.verdict,  # type: ignore[arg-type]  # the enum's number
+            score=d.score,
+            source=d.source,  # type: ignore[arg-type]  # the enum's number
+            release=self._release,
+            inputs=[_view_input(v) for v in d.inputs],
+            rules=d.rules,
+            decided_at_us=d.decided_at_us,
+            feature_lag_ms=d.lag_ms,
+            latency=_RECORD_LATENCY(
+                queue_us=d.queue_us,
+                features_us=d.features_us,
+                model_us=d.model_us,
+                record_us=d.record_us,
+                total_us=d.total_us,
+            ),
+            fallback_reason=d.reason,
+        ).SerializeToString()
+        parts = [known, _RECORD_EVENT, varint(len(request.event)), request.event]
+        if d.vector is not None:
+            vector = d.vector.tobytes()
+            parts += (_RECORD_VECTOR, varint(len(vector)), vector)
+        return b"".join(parts)
+
+    def explained(self, response: bytes, vector: NDArray[np.float32] | None) -> bytes:
+        """The response with the features that were read; nothing is added where they could not be read."""
+        if vector is None:
+            return response
+        values = {n: v for n, v in zip(self._features, vector.tolist(), strict=True) if v == v}
+        return response + scoring.ScoreTransactionResponse(features=values).SerializeToString()
+
+
+_LATENCY = scoring.StageLatency
+_RECORD_LATENCY = events.StageLatency
+
+REPEATED = scoring.ScoreTransactionResponse(repeated_request=True).SerializeToString()
+"""Appended to a stored response that is given again."""
+
+
+def _new_entities(inputs: Iterable[ViewRead]) -> list[str]:
+    found: list[str] = []
+    for v in inputs:
+        if not v.known and not v.lost and v.entity not in found:
+            found.append(v.entity)
+    return found
+
+
+def _view_input(v: ViewRead) -> events.ViewInput:
+    return events.ViewInput(
+        view=v.view,
+        entity=v.entity,
+        key=v.key,
+        state_version=v.version,
+        topic=v.topic,
+        topic_id=v.topic_id,
+        partition=v.shard,
+        offset=v.offset,
+        tail_ids=v.tail_ids,
+        known=v.known,
+        lost=v.lost,
+    )
