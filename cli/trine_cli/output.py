@@ -42,12 +42,13 @@ class Output:
     def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
         """A table for people; numbers are right-aligned, cells are plain text."""
         body = [[str(cell) for cell in row] for row in rows]
-        table = Table(title=escape(title), title_justify="left", show_edge=False)
+        table = Table(show_edge=False)
         for index, column in enumerate(columns):
             numeric = bool(body) and all(_looks_numeric(row[index]) for row in body)
             table.add_column(escape(column), justify="right" if numeric else "left")
         for row in body:
             table.add_row(*(escape(cell) for cell in row))
+        self.people.print(f"[bold]{escape(title)}[/]", highlight=False, soft_wrap=True)
         self.people.print(table)
 
     @contextmanager

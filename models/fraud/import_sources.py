@@ -57,7 +57,7 @@ def batches(file: Path, resolve: Resolve, delimiter: str, bad_rows: BadRows) -> 
             yield from _parquet(file, resolve)
         else:
             yield from _csv(file, resolve, delimiter, bad_rows)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeError) as error:
         raise SourceError(f"{file}: cannot be read: {error}") from error
 
 

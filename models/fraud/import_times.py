@@ -23,7 +23,8 @@ _ISO = (
     r"(?:[T ](?P<hour>[0-9]{2}):(?P<minute>[0-9]{2})(?::(?P<second>[0-9]{2})(?:[.,](?P<part>[0-9]{1,9}))?)?)?"
     r"\s*(?P<zone>Z|z|UTC|(?P<sign>[+-])(?P<zone_hour>[0-9]{2}):?(?P<zone_minute>[0-9]{2})?)?\s*\z"
 )
-_WHOLE = r"\A[0-9]{1,18}\z"
+# As many digits as an int64 surely holds: the year 2100 in nanoseconds begins with a 4.
+_WHOLE = r"\A(?:[0-9]{1,18}|[1-8][0-9]{18})\z"
 _RIGHT = "an ISO 8601 time such as 2024-05-31T14:03:00Z"
 
 
@@ -47,7 +48,10 @@ def times_us(column: pa.Array[Any], field: str, unit: TimeUnit | None, check: Ro
             )
         times, malformed = _counted(column.cast(pa.int64(), safe=False), unit), np.zeros(len(column), dtype=np.bool_)
     elif pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        times, malformed = _from_text(column.cast(pa.string()), unit)
+        times, malformed = _from_text(column.cast(pa.string()))
+        if unit is not None:
+            whole, counted = _whole_numbers(column.cast(pa.string()), unit)
+            times, malformed = np.where(whole, counted, times), malformed & ~whole
     elif pa.types.is_null(kind):
         return np.full(len(column), FROM_US, dtype=np.int64)
     else:
@@ -68,11 +72,15 @@ def _counted(numbers: pa.Array[Any], unit: str) -> NDArray[np.int64]:
     return np.clip(value, -1, TO_US // factor) * factor
 
 
-def _from_text(text: pa.Array[Any], unit: TimeUnit | None) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    if unit is not None:
-        whole = pc.fill_null(pc.match_substring_regex(text, _WHOLE), False)
-        counted = pc.if_else(whole, text, "0").cast(pa.int64())
-        return _counted(counted, unit), ~np.asarray(whole.to_numpy(zero_copy_only=False), dtype=np.bool_)
+def _whole_numbers(text: pa.Array[Any], unit: TimeUnit) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+    """(which texts are whole numbers, their times)."""
+    whole = pc.fill_null(pc.match_substring_regex(text, _WHOLE), False)
+    counted = _counted(pc.if_else(whole, text, "0").cast(pa.int64()), unit)
+    return np.asarray(whole.to_numpy(zero_copy_only=False), dtype=np.bool_), counted
+
+
+def _from_text(text: pa.Array[Any]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """(times, which texts are none)."""
     parts = pc.extract_regex(text, _ISO)
     matched = np.asarray(pc.is_valid(parts).to_numpy(zero_copy_only=False), dtype=np.bool_)
     names = [parts.type.field(i).name for i in range(parts.type.num_fields)]
