@@ -40,12 +40,17 @@ class Batcher(Generic[T]):
         self._waiting.extend(items)
         self._plan()
 
+    async def moved(self) -> None:
+        """Until a batch has ended; at once (a turn of the loop) where none runs."""
+        if self._running:
+            await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
+        else:
+            await asyncio.sleep(0)
+
     async def idle(self) -> None:
         """Until nothing waits and nothing runs."""
         while self._waiting or self._running:
-            if self._running:
-                await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
-            await asyncio.sleep(0)
+            await self.moved()
 
     def _plan(self) -> None:
         if self._planned or not self._waiting or len(self._running) >= self._lanes:

@@ -7,7 +7,6 @@ from enum import IntEnum
 
 import numpy as np
 from feature_store.assemble import request_matrix
-from feature_store.definitions import FeaturePlan
 from feature_store.online import FeatureRequest, ViewRead
 from model_release.policy import FallbackRules, verdicts
 from model_release.release import Release
@@ -56,10 +55,9 @@ class Decision:
         source: int,
         reason: str = "",
         rules: Sequence[str] = (),
-        decided_at_us: int = 0,
     ) -> None:
         self.verdict, self.score, self.source, self.reason, self.rules = verdict, score, source, reason, rules
-        self.decided_at_us = decided_at_us
+        self.decided_at_us = 0
         self.vector: NDArray[np.float32] | None = None
         self.inputs: Sequence[ViewRead] = ()
         self.lag_ms = 0
@@ -69,9 +67,9 @@ class Decision:
 class Decider:
     """Scores to decisions by one release's thresholds and policy."""
 
-    def __init__(self, release: Release, plan: FeaturePlan) -> None:
+    def __init__(self, release: Release) -> None:
         self.release = release.id
-        self._plan = plan
+        self._plan = release.plan
         self.refuses_unrecorded = release.manifest.policy.unrecorded == "refuse"
         self._thresholds = release.manifest.thresholds
         self._rules = FallbackRules(release.manifest.policy, release.features)

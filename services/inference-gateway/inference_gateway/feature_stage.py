@@ -1,4 +1,4 @@
-"""The first stage: a batch of events is written down, then judged by the ledger, appended and read in one round trip."""
+"""The first stage: a batch of events is written down; then one round trip has it judged, appended and read."""
 
 from __future__ import annotations
 
@@ -57,6 +57,10 @@ class FeatureStage:
 
     def add(self, works: Sequence[Work]) -> None:
         self._batcher.add(works)
+
+    async def moved(self) -> None:
+        """Until a batch has ended."""
+        await self._batcher.moved()
 
     async def idle(self) -> None:
         await self._batcher.idle()

@@ -41,9 +41,7 @@ class GatewayMetrics:
         self._waiting = metrics.gauge("waiting_rows", "Requests that wait for a micro-batch")
         self._spool = metrics.gauge("spool_bytes", "Bytes in the spool that Kafka has not acknowledged in full")
         self._queued = metrics.gauge("kafka_queued_events", "Messages handed to the Kafka client, not acknowledged")
-        self._backlog = metrics.gauge(
-            "kafka_backlog_state", "1 while Kafka is fed from the spool's files", across="max"
-        )
+        self._backlog = metrics.gauge("kafka_backlog_state", "1 while Kafka is fed from files", across="max")
         self._delivered = metrics.counter("kafka_delivered_total", "Messages acknowledged by Kafka")
         self._refused = metrics.counter("kafka_refused_total", "Times Kafka refused a message for good")
         self._seen = (0, 0)

@@ -41,7 +41,9 @@ class KafkaProducer:
     ) -> None:
         self.topics = tuple(topics)
         self._names = [t.name for t in topics]
-        self._headers = [[("trine-type", t.message.encode()), ("trine-schema", SCHEMA)] for t in topics]
+        self._headers: list[list[tuple[str, str | bytes | None]]] = [
+            [("trine-type", t.message.encode()), ("trine-schema", SCHEMA)] for t in topics
+        ]
         self._config: dict[str, str | int | float | bool | Callable[[KafkaError], None]] = {
             "bootstrap.servers": bootstrap,
             "client.id": "trine-gateway",

@@ -62,7 +62,8 @@ class ModelStage:
 
     async def _call(self, gathered: list[Work]) -> None:
         began = time.perf_counter()
-        works, late = [], []
+        works: list[Work] = []
+        late: list[Work] = []
         for w in gathered:
             if not w.answered:
                 (works if w.answer_by - began >= self._min_s else late).append(w)
@@ -73,7 +74,7 @@ class ModelStage:
         if self._circuit.open:
             self._answering.without_model(works, Reason.MODEL_DOWN)
             return
-        rows = np.stack([w.vector for w in works])  # type: ignore[misc]  # not None: ask() says so
+        rows = np.stack([w.vector for w in works if w.vector is not None])
         limit_s = max(w.answer_by for w in works) - began
         self._metrics.model_rows.observe(len(works))
         try:

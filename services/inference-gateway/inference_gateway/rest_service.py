@@ -1,4 +1,4 @@
-"""REST in front of the same scorer: POST /v1/transactions:score, its OpenAPI page, errors as problem+json (RFC 9457)."""
+"""REST over the same scorer: POST /v1/transactions:score, its OpenAPI page, errors as problem+json (RFC 9457)."""
 
 from __future__ import annotations
 
@@ -141,8 +141,8 @@ def build_app(scorer: Scorer, health: Health, metrics: Metrics) -> FastAPI:
         await job.done
         outcome = job.outcomes[0]
         if not isinstance(outcome, Answer):
-            error = outcome if outcome is not None else GatewayError("no outcome")
-            return problem(_STATUSES.get(type(error), 500), error.message, error.field)
+            failure = outcome if outcome is not None else GatewayError("no outcome")
+            return problem(_STATUSES.get(type(failure), 500), failure.message, failure.field)
         data = outcome.response + REPEATED if outcome.repeated else outcome.response
         if trine_explain == "1":
             data = scorer.adapter.explained(data, outcome.vector)
