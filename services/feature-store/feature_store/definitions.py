@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import cached_property
 from typing import Any, Literal
 
 MICROSECONDS_PER_SECOND = 1_000_000
@@ -115,7 +116,7 @@ class Share:
 Aggregation = Count | Sum | Mean | Share
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class FeatureView:
     """Aggregations of one source's events per entity over windows `(t - W - delay, t - delay]` of event time.
 
@@ -155,44 +156,44 @@ class FeatureView:
         if any(a.label.labels.name != self.source.name for a in self.aggregations if isinstance(a, Share)):
             raise DefinitionError(f"view {self.name}: its label source must label {self.source.name}")
 
-    @property
+    @cached_property
     def columns(self) -> tuple[str, ...]:
         """Fields the state keeps for every event, sorted by name."""
         return tuple(sorted({a.field for a in self.aggregations if isinstance(a, Sum | Mean)}))
 
-    @property
+    @cached_property
     def label(self) -> LabelSource | None:
         """The label source of its shares, if it has any."""
         return next((a.label for a in self.aggregations if isinstance(a, Share)), None)
 
-    @property
+    @cached_property
     def features(self) -> tuple[str, ...]:
         """Feature names: by window, then by aggregation."""
         return tuple(f"{self.name}_{a.suffix}_{window_name(w)}" for w in self.windows for a in self.aggregations)
 
-    @property
+    @cached_property
     def windows_us(self) -> tuple[int, ...]:
         return tuple(microseconds(w) for w in self.windows)
 
-    @property
+    @cached_property
     def delay_us(self) -> int:
         return microseconds(self.delay)
 
-    @property
+    @cached_property
     def lateness_us(self) -> int:
         return microseconds(self.lateness)
 
-    @property
+    @cached_property
     def retention_us(self) -> int:
         """How much of an entity's past the state keeps, counted from its newest event."""
         return max(self.windows_us) + self.delay_us + self.lateness_us
 
-    @property
+    @cached_property
     def topic(self) -> str:
         """The log this view's shards follow: the source's topic, or the one re-keyed by the entity."""
         return self.source.topic if self.entity.key == self.source.key else f"trine.by-{self.entity.name}"
 
-    @property
+    @cached_property
     def rekeyed(self) -> bool:
         return self.entity.key != self.source.key
 
@@ -213,7 +214,7 @@ class RequestFeature:
             raise DefinitionError(f"feature {self.name}: kind 'field' needs a field name, other kinds take none")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class FeaturePlan:
     """Everything a release needs to make its vectors; the vector's order is `features`.
 
@@ -240,21 +241,21 @@ class FeaturePlan:
                 raise DefinitionError(f"view {v.name}: reads {v.source.name}; the request carries {self.source.name}")
         object.__setattr__(self, "features", tuple(names))
 
-    @property
+    @cached_property
     def entities(self) -> tuple[Entity, ...]:
         """Distinct entities of the views, in order."""
         return tuple({v.entity.name: v.entity for v in self.views}.values())
 
-    @property
+    @cached_property
     def label_sources(self) -> tuple[LabelSource, ...]:
         return tuple({v.label.name: v.label for v in self.views if v.label is not None}.values())
 
-    @property
+    @cached_property
     def lateness_us(self) -> int:
         """How far behind its partition's clock an event of the source may come."""
         return max((v.lateness_us for v in self.views), default=0)
 
-    @property
+    @cached_property
     def max_step_us(self) -> int:
         return microseconds(self.max_step)
 
@@ -267,7 +268,7 @@ class FeaturePlan:
             return v.topic
         raise DefinitionError(f"plan {self.model} has no view of entity {entity!r}")
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Sixteen hex digits that change with anything that changes a feature's value or its state."""
         text = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
@@ -298,7 +299,7 @@ class FeaturePlan:
             )
         except KeyError as error:
             raise DefinitionError(f"feature plan: {error.args[0]!r} is missing") from error
-        except TypeError as error:
+        except (TypeError, OverflowError) as error:
             raise DefinitionError(f"feature plan: {error}") from error
         if list(plan.features) != list(data.get("features", plan.features)):
             raise DefinitionError("feature plan: its feature order is not the one its views give")
