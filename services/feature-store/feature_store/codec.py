@@ -110,6 +110,8 @@ class StateCodec:
 
     def encode(self, points: Points, groups: int) -> list[bytes]:
         """The state of each group 0 to `groups` - 1. Events and labels must be sorted by (group, time, id, ...)."""
+        if groups == 0:
+            return []
         columns: list[tuple[Int64s, Int64s]] = []  # values, counts by group
         n_events = np.bincount(points.group, minlength=groups)
         n_labels = np.zeros(groups, dtype=np.int64)

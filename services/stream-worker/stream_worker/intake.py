@@ -1,0 +1,272 @@
+"""Messages of one source → rows that may be used, and the others with the reason why not. No I/O.
+
+Both stages take in a source topic by these functions, so that they agree on every message: first its bytes, then its
+fields (feature_store.validation), then where it lies, then its time against its partition's clock, in log order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from feature_store import admission
+from feature_store.ids import id64
+from feature_store.sharding import shards_of
+from feature_store.validation import MAX_ID_LENGTH, IntegerRule, TextRule, rule_of
+from numpy.typing import NDArray
+
+from stream_worker.streams import Stream
+from stream_worker.wire import Decoded, Ints, TextColumn, decode
+
+NO_LATENESS = 1 << 62
+"""Labels may tell of any past: corrections and reports that come long after are normal."""
+
+_MAX_DIGITS = 18
+_POWERS = 10 ** np.arange(_MAX_DIGITS, dtype=np.int64)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Messages:
+    """n messages of one topic, as consumed: within a partition by offset. `last_us`: partition → its last timestamp."""
+
+    topic: str
+    partition: Ints
+    offset: Ints
+    last_us: Mapping[int, int]
+    keys: Sequence[bytes | None]
+    values: Sequence[bytes | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A message that cannot be used: its row, the dead letter's reason, the field at fault, and a sentence."""
+
+    row: int
+    reason: str
+    field: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Coded:
+    """A text column as int64[n] indices into its distinct values."""
+
+    values: list[str]
+    index: Ints
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rows:
+    """Usable rows sorted by partition and offset, m each. `row`: the message's row. `keys`: by entity key field."""
+
+    row: Ints
+    partition: Ints
+    time_us: Ints
+    id: Ints
+    keys: Mapping[str, Coded]
+    fields: Mapping[str, Ints]
+    known_at_us: Ints | None
+
+
+def take_in(
+    messages: Messages,
+    stream: Stream,
+    key_fields: Sequence[str],
+    clocks: MutableMapping[int, int],
+    shards: int,
+    lateness_us: int,
+    max_step_us: int,
+) -> tuple[Rows, list[Refused]]:
+    """Rows that may be used, and the refused; moves `clocks` (by partition, microseconds) on."""
+    decoded = decode(messages.values, stream.layout)
+    bad = _bad_rows(decoded, stream)
+    refused = _explained(decoded, stream, np.flatnonzero(bad))
+    rows = np.flatnonzero(~bad)
+    rows = rows[np.lexsort((messages.offset[rows], messages.partition[rows]))]
+    keys = {name: _coded(decoded.texts[name].take(rows)) for name in key_fields}
+    if not stream.is_label:
+        home = keys[stream.key] if stream.key in keys else _coded(decoded.texts[stream.key].take(rows))
+        there = shards_of(home.values, shards)[home.index] == messages.partition[rows]
+        if not there.all():
+            for row, at in zip(rows[~there].tolist(), home.index[~there].tolist(), strict=True):
+                refused.append(_misplaced(row, stream, home.values[at], messages, shards))
+            rows = rows[there]
+            keys = {name: Coded(c.values, c.index[there]) for name, c in keys.items()}
+    clock_field = stream.known_at or stream.time
+    times = decoded.integers[clock_field][rows]
+    verdict = _judged(
+        times, messages.partition[rows], clocks, NO_LATENESS if stream.is_label else lateness_us, max_step_us
+    )
+    if verdict.any():
+        for i in np.flatnonzero(verdict).tolist():
+            refused.append(
+                _untimely(int(rows[i]), int(verdict[i]), clock_field, int(times[i]), lateness_us, max_step_us)
+            )
+        good = verdict == admission.OK
+        rows = rows[good]
+        keys = {name: Coded(c.values, c.index[good]) for name, c in keys.items()}
+    fields = {
+        name: decoded.integers[stream.value if stream.value and name == "value" else name][rows]
+        for name in stream.fields
+    }
+    known_at = decoded.integers[stream.known_at][rows] if stream.known_at else None
+    out = Rows(
+        rows,
+        messages.partition[rows],
+        decoded.integers[stream.time][rows],
+        ids_of(decoded.texts[stream.id].take(rows)),
+        keys,
+        fields,
+        known_at,
+    )
+    return out, sorted(refused, key=lambda r: r.row)
+
+
+def refused_ids(messages: Messages, stream: Stream, refused: Sequence[Refused]) -> dict[int, list[tuple[str, int]]]:
+    """By partition, (key, id64) of refused messages whose fields are sound: what tails may hold and should forget."""
+    rows = [r.row for r in refused if r.reason in ("late", "future")]
+    decoded = decode([messages.values[row] for row in rows], stream.layout)
+    out: dict[int, list[tuple[str, int]]] = {}
+    for i, row in enumerate(rows):
+        entry = decoded.texts[stream.key].text(i), id64(decoded.texts[stream.id].text(i))
+        out.setdefault(int(messages.partition[row]), []).append(entry)
+    return out
+
+
+def ids_of(column: TextColumn) -> Ints:
+    """feature_store.ids.id64 of every text, int64[n]; canonical decimals are read by array operations."""
+    data, offsets = column.packed()
+    n = len(column.length)
+    out = np.zeros(n, dtype=np.int64)
+    if n == 0:
+        return out
+    digit = data - np.uint8(ord("0"))
+    others = np.cumsum(np.concatenate(([0], digit > 9)))
+    first = digit[np.minimum(offsets[:-1], max(len(digit) - 1, 0))] if len(digit) else np.ones(n, dtype=np.uint8)
+    numeric = (others[offsets[1:]] == others[offsets[:-1]]) & (column.length >= 1) & (column.length <= _MAX_DIGITS)
+    numeric &= (first != 0) | (column.length == 1)
+    power = np.repeat(offsets[1:], column.length) - np.arange(len(data)) - 1
+    # Wraps around within rows that are not numeric; differences of the running sum are exact for those that are.
+    weighted = digit.astype(np.int64) * _POWERS[np.minimum(power, _MAX_DIGITS - 1)]
+    total = np.cumsum(np.concatenate((np.zeros(1, dtype=np.int64), weighted)))
+    out = np.where(numeric, total[offsets[1:]] - total[offsets[:-1]], 0)
+    for row in np.flatnonzero(~numeric).tolist():
+        out[row] = id64(data[offsets[row] : offsets[row + 1]].tobytes().decode("utf-8", "backslashreplace"))
+    return out
+
+
+def _coded(column: TextColumn) -> Coded:
+    array = _dictionary(column, pa.utf8())
+    return Coded(array.dictionary.to_pylist(), array.indices.to_numpy().astype(np.int64))
+
+
+def _dictionary(column: TextColumn, kind: pa.DataType) -> pa.DictionaryArray:
+    data, offsets = column.packed()
+    buffers = [None, pa.py_buffer(offsets.astype(np.int32)), pa.py_buffer(data)]
+    return pa.Array.from_buffers(kind, len(column.length), buffers).dictionary_encode()
+
+
+def _bad_rows(decoded: Decoded, stream: Stream) -> NDArray[np.bool_]:
+    """Rows that are malformed or break a field's rule."""
+    n = len(next(iter(decoded.integers.values()))) if decoded.integers else 0
+    bad = np.zeros(n, dtype=bool)
+    bad[list(decoded.malformed)] = True
+    for name, values in decoded.integers.items():
+        rule = rule_of(name)
+        if isinstance(rule, IntegerRule):
+            bad |= (values < rule.low) | (values > rule.high)
+    for name, column in decoded.texts.items():
+        rule = rule_of(name)
+        if isinstance(rule, TextRule):
+            bad |= _bad_texts(column, rule)
+    if stream.known_at is not None:
+        bad |= decoded.integers[stream.known_at] < decoded.integers[stream.time]
+    return bad
+
+
+def _bad_texts(column: TextColumn, rule: TextRule) -> NDArray[np.bool_]:
+    if rule.alphabet is not None:
+        data, offsets = column.packed()
+        bad: NDArray[np.bool_] = (column.length < 1) | (column.length > MAX_ID_LENGTH)
+        foreign = ~_alphabet(rule.alphabet)[data]
+        if foreign.any():
+            so_far = np.cumsum(np.concatenate(([0], foreign)))
+            bad |= so_far[offsets[1:]] != so_far[offsets[:-1]]
+        return bad
+    coded = _dictionary(column, pa.binary())
+    texts = [t.decode("utf-8", "backslashreplace") for t in coded.dictionary.to_pylist()]
+    wrong = np.fromiter((rule.problem(t) is not None for t in texts), dtype=bool, count=len(texts))
+    return np.asarray(wrong[coded.indices.to_numpy()])
+
+
+def _alphabet(allowed: bytes) -> NDArray[np.bool_]:
+    table = np.zeros(256, dtype=bool)
+    table[np.frombuffer(allowed, dtype=np.uint8)] = True
+    return table
+
+
+def _explained(decoded: Decoded, stream: Stream, rows: NDArray[np.intp]) -> list[Refused]:
+    out = []
+    for row in rows.tolist():
+        if row in decoded.malformed:
+            out.append(Refused(row, "malformed", "", decoded.malformed[row]))
+            continue
+        values = decoded.values(row)
+        for f in stream.layout.fields:
+            rule, value = rule_of(f.name), values[f.name]
+            detail = rule.problem(value) if rule is not None else None  # type: ignore[arg-type]
+            if detail is not None:
+                out.append(Refused(row, "invalid", f.name, f"{f.name} {detail}"))
+                break
+        else:
+            known_at = stream.known_at or ""
+            detail = f"{known_at} is {values[known_at]}; must not be before {stream.time}, {values[stream.time]}"
+            out.append(Refused(row, "invalid", known_at, detail))
+    return out
+
+
+def _misplaced(row: int, stream: Stream, key: str, messages: Messages, shards: int) -> Refused:
+    right = int(shards_of([key], shards)[0])
+    detail = (
+        f"{stream.key} is {key!r}, which belongs to partition {right}, not {int(messages.partition[row])}:"
+        " producers must partition by murmur2 of the key, as Kafka's default partitioner does"
+    )
+    return Refused(row, "invalid", stream.key, detail)
+
+
+def _judged(
+    times_us: Ints, partition: Ints, clocks: MutableMapping[int, int], lateness_us: int, max_step_us: int
+) -> NDArray[np.int8]:
+    verdict = np.zeros(len(times_us), dtype=np.int8)
+    for p, (start, end) in runs(partition).items():
+        verdict[start:end], clocks[p] = admission.judge(
+            times_us[start:end], clocks.get(p, admission.UNSET_CLOCK), lateness_us, max_step_us
+        )
+    return verdict
+
+
+def runs(ordered: Ints) -> dict[int, tuple[int, int]]:
+    """Where each value of a sorted array starts and ends."""
+    if len(ordered) == 0:
+        return {}
+    starts = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1])))
+    ends = np.append(starts[1:], len(ordered))
+    return dict(zip(ordered[starts].tolist(), zip(starts.tolist(), ends.tolist(), strict=True), strict=True))
+
+
+def _untimely(row: int, verdict: int, field: str, time_us: int, lateness_us: int, max_step_us: int) -> Refused:
+    if verdict == admission.LATE:
+        return Refused(
+            row,
+            "late",
+            field,
+            f"{field} is {time_us}, more than {lateness_us / 1e6:.0f} s behind the newest event of its partition",
+        )
+    return Refused(
+        row,
+        "future",
+        field,
+        f"{field} is {time_us}, more than {max_step_us / 1e6:.0f} s past the newest event of its partition",
+    )

@@ -1,0 +1,84 @@
+"""Composition root of the stream worker: builds it from its settings, starts it, drains it."""
+
+from __future__ import annotations
+
+import json
+import sys
+import uuid
+
+import redis
+from feature_store.definitions import DefinitionError, FeaturePlan
+from feature_store.updates import StateWriter
+from model_release.errors import ReleaseError
+from model_release.release import open_release
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+from service_kit.http_server import HttpServer, health_app
+from service_kit.logs import get_logger
+from service_kit.run import Lifecycle, StartRefused, run
+from service_kit.settings import ProcessSettings
+
+from stream_worker import kafka
+from stream_worker.progress import ProgressProbe
+from stream_worker.rekey_stage import RekeyStage
+from stream_worker.settings import WorkerSettings
+from stream_worker.state_stage import StateStage
+from stream_worker.streams import PlanStreams, PlanUnsupported
+from stream_worker.worker_metrics import WorkerMetrics
+
+log = get_logger(__name__)
+
+# Two busy threads share the interpreter: hand it over soon to the one that comes back from a socket.
+SWITCH_INTERVAL_S = 0.001
+
+
+def plan_of(settings: WorkerSettings) -> FeaturePlan:
+    """The feature plan to run. Raises StartRefused."""
+    try:
+        if settings.plan_file is not None:
+            return FeaturePlan.from_json(json.loads(settings.plan_file.read_text()))
+        if settings.releases is None or not settings.release:
+            raise StartRefused("set TRINE_WORKER_RELEASES and TRINE_WORKER_RELEASE, or TRINE_WORKER_PLAN_FILE")
+        return open_release(settings.releases / settings.release).plan
+    except (OSError, ValueError, DefinitionError, ReleaseError) as error:
+        raise StartRefused(str(error)) from error
+
+
+async def start(life: Lifecycle, settings: WorkerSettings) -> None:
+    plan = plan_of(settings)
+    try:
+        streams = PlanStreams.of(plan)
+    except PlanUnsupported as error:
+        raise StartRefused(str(error)) from error
+    if settings.processes > 1:
+        index = ProcessSettings().index or 0
+        settings = settings.model_copy(update={"worker_id": f"{settings.worker_id}-{index}"})
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    metrics = WorkerMetrics(life.metrics)
+    http = HttpServer(
+        health_app("Trine stream worker", life.health, life.metrics), settings.metrics_port, settings.host
+    )
+    await http.start()
+    life.on_stop("http", http.stop)
+    admin = kafka.admin_client(settings)
+    client = redis.Redis.from_url(
+        settings.redis_url, socket_timeout=5, socket_connect_timeout=2, retry=Retry(NoBackoff(), 0)
+    )
+    life.on_stop("redis", client.close)
+    # Unique to this life: a writer that was killed and one that took its place are not the same.
+    owner = f"{settings.worker_id}/{uuid.uuid4().hex[:12]}"
+    probe = ProgressProbe(admin, streams, f"{settings.group_prefix}-rekey", settings.shards, settings.heartbeat_s)
+    state = StateStage(settings, streams, lambda: StateWriter(client, plan, owner), probe, admin, metrics, life.health)
+    life.thread("progress", probe.run, deadline_s=15)
+    life.thread("state", state.run, deadline_s=30)
+    if streams.rekeyed:
+        life.thread("rekey", RekeyStage(settings, streams, metrics, life.health).run, deadline_s=30)
+    log.info("stream worker", worker_id=settings.worker_id, owner=owner, http_port=http.port, model=plan.model)
+
+
+def main() -> int:
+    return run("worker", start, WorkerSettings)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

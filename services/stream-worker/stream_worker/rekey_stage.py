@@ -1,0 +1,245 @@
+"""The re-key stage: events and labels → EntityBatch messages by another entity's key, exactly once.
+
+A micro-batch's output, its dead letters and the offsets it was made of are one Kafka transaction; beside each offset
+stands the partition's event-time clock. So whoever takes a partition over judges as the one before would have, and a
+worker that lost a partition without knowing cannot commit: the group's generation travels with the offsets (KIP-447).
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Producer, TopicPartition
+from feature_store.admission import UNSET_CLOCK
+from service_kit.health import Health
+from service_kit.logs import get_logger
+
+from stream_worker import dead_letters, entity_batch, kafka
+from stream_worker.consumed import NOWHERE, Consumed, sort_out
+from stream_worker.dead_letters import Letter, letters_of
+from stream_worker.intake import Messages, Rows, take_in
+from stream_worker.progress import RekeyNote
+from stream_worker.settings import WorkerSettings
+from stream_worker.shards import ShardKey
+from stream_worker.streams import PlanStreams, Stream
+from stream_worker.wire import Ints
+from stream_worker.worker_metrics import WorkerMetrics
+
+log = get_logger(__name__)
+
+HEADERS = [("trine-type", b"trine.events.v1.EntityBatch"), ("trine-schema", b"1")]
+CALL_TIMEOUT_S = 10.0
+FIRST_MESSAGES = 2_000
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where a source partition goes on: next offset (None: nothing committed yet) and the note beside it."""
+
+    offset: int | None
+    note: RekeyNote
+
+
+class RekeyStage:
+    """`run` is the body of a thread; nothing else is called by others."""
+
+    def __init__(self, settings: WorkerSettings, streams: PlanStreams, metrics: WorkerMetrics, health: Health) -> None:
+        self._settings, self._streams = settings, streams
+        self._metrics, self._health = metrics, health
+        self._positions: dict[ShardKey, Position] = {}
+        self._messages_wanted = FIRST_MESSAGES
+
+    def run(self, stop: threading.Event) -> None:
+        """Re-key until `stop`, then finish the transaction in hand and leave the group."""
+        while not stop.is_set():
+            try:
+                self._session(stop)
+            except KafkaException as error:
+                log.error("re-key stage starts anew", reason=str(error), fatal=kafka.is_fatal(error))
+                self._health.degrade("rekey", str(error))
+                self._metrics.restarts.labels("rekey").inc()
+                stop.wait(1.0)
+
+    def _session(self, stop: threading.Event) -> None:
+        """One life of the Kafka clients."""
+        self._positions = {}
+        producer = self._producer = Producer(
+            {
+                **kafka.producer_config(self._settings),
+                "transactional.id": f"{self._settings.group_prefix}-rekey-{self._settings.worker_id}",
+                "transaction.timeout.ms": self._settings.transaction_timeout_ms,
+            }
+        )
+        # Ends what an earlier life of this worker left open, and fences it.
+        producer.init_transactions(CALL_TIMEOUT_S)
+        consumer = self._consumer = Consumer(kafka.consumer_config(self._settings, "rekey"))
+        try:
+            consumer.subscribe(
+                list(self._streams.rekeyed),
+                on_assign=self._on_assign,
+                on_revoke=self._on_revoke,
+                on_lost=self._on_revoke,
+            )
+            while not stop.is_set():
+                self._step()
+        finally:
+            consumer.close()
+
+    def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        consumer.incremental_assign(self._from_committed(partitions))
+
+    def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        # Only `consume` calls us, and no transaction is open then.
+        for tp in partitions:
+            self._positions.pop((tp.topic, tp.partition), None)
+        consumer.incremental_unassign(partitions)
+
+    def _from_committed(self, partitions: list[TopicPartition]) -> list[TopicPartition]:
+        """Positions as committed, waiting for transactions that are being ended."""
+        if not partitions:
+            return []
+        out = []
+        asked = [TopicPartition(tp.topic, tp.partition) for tp in partitions]
+        for tp in self._consumer.committed(asked, timeout=CALL_TIMEOUT_S):
+            if tp.error is not None:
+                raise KafkaException(tp.error)
+            known = tp.offset >= 0
+            note = RekeyNote.of(tp.metadata) if known else None
+            self._positions[tp.topic, tp.partition] = Position(
+                tp.offset if known else None, note or RekeyNote(UNSET_CLOCK, 0)
+            )
+            out.append(TopicPartition(tp.topic, tp.partition, tp.offset if known else OFFSET_BEGINNING))
+        return out
+
+    def _step(self) -> None:
+        found = self._consumer.consume(self._messages_wanted, self._settings.linger_s)
+        if not found:
+            return
+        began = time.perf_counter()
+        read = {topic: self._read_offsets(topic) for topic in self._streams.rekeyed}
+        sorted_out = sort_out(found, read)
+        try:
+            rows = self._transact(sorted_out)
+            self._health.restore("rekey")
+        except KafkaException as error:
+            if not (error.args and error.args[0].txn_requires_abort()):
+                raise
+            self._abort(error)
+            return
+        self._note(sorted_out)
+        if rows:
+            self._metrics.batch_seconds.labels("rekey").observe(time.perf_counter() - began)
+        if len(found) >= self._messages_wanted:
+            self._messages_wanted = min(self._messages_wanted * 2, self._settings.batch_rows)
+
+    def _transact(self, found: Consumed) -> int:
+        """One transaction of everything found; raises KafkaException. Rows read."""
+        after = dict(self._positions)
+        letters: list[Letter] = []
+        taken: list[tuple[Stream, Messages, Rows]] = []
+        for topic, messages in found.topics.items():
+            letters += self._take_in(topic, messages, after, taken)
+        for key, end in found.ends.items():
+            # Past the end of what was read lie only Kafka's own control records.
+            if key in after and end > (after[key].offset or 0):
+                after[key] = Position(end, after[key].note)
+        moved = {key: position for key, position in after.items() if position.offset != self._positions[key].offset}
+        if not moved:
+            return 0
+        self._producer.begin_transaction()
+        failed = dead_letters.produce(self._producer, letters)
+        sent = 0
+        for target in self._streams.derived.values():
+            for shard, value, rows in entity_batch.encode(target, taken, self._settings.shards):
+                self._produce(target.topic, shard, value)
+                sent += rows
+        offsets = [TopicPartition(t, p, at.offset or 0, at.note.text()) for (t, p), at in moved.items()]
+        group = self._consumer.consumer_group_metadata()
+        _until_done(lambda: self._producer.send_offsets_to_transaction(offsets, group, CALL_TIMEOUT_S))
+        _until_done(lambda: self._producer.commit_transaction(CALL_TIMEOUT_S))
+        if failed:
+            raise KafkaException(failed[0])
+        self._positions.update(moved)
+        self._count(taken, letters)
+        return sent
+
+    def _take_in(
+        self,
+        topic: str,
+        messages: Messages,
+        after: dict[ShardKey, Position],
+        taken: list[tuple[Stream, Messages, Rows]],
+    ) -> list[Letter]:
+        """Adds the topic's usable rows to `taken` and moves `after` on; its dead letters, where they are ours."""
+        stream, plan = self._streams.sources[topic], self._streams.plan
+        keys = [t.key for t in self._streams.derived.values() if stream.name in t.fields]
+        clocks = {p: after[topic, p].note.clock_us for p in messages.last_us}
+        rows, refused = take_in(
+            messages, stream, keys, clocks, self._settings.shards, plan.lateness_us, plan.max_step_us
+        )
+        taken.append((stream, messages, rows))
+        last = dict(zip(messages.partition.tolist(), messages.offset.tolist(), strict=True))
+        for p, offset in last.items():
+            after[topic, p] = Position(offset + 1, RekeyNote(clocks.get(p, UNSET_CLOCK), messages.last_us[p]))
+        return letters_of(messages, refused) if self._streams.lettered_by_rekey(topic) else []
+
+    def _produce(self, topic: str, shard: int, value: bytes) -> None:
+        while True:
+            try:
+                self._producer.produce(topic, value, partition=shard, headers=list(HEADERS))
+                return
+            except BufferError:
+                self._producer.poll(0.1)
+
+    def _abort(self, error: KafkaException) -> None:
+        """Undo the transaction and read its input again."""
+        log.warning("transaction aborted", reason=str(error))
+        self._metrics.aborts.inc()
+        _until_done(lambda: self._producer.abort_transaction(CALL_TIMEOUT_S))
+        held = [TopicPartition(*key) for key in self._positions]
+        for tp in self._from_committed(held):
+            self._consumer.seek(tp)
+
+    def _count(self, taken: list[tuple[Stream, Messages, Rows]], letters: list[Letter]) -> None:
+        for stream, messages, rows in taken:
+            self._metrics.events.labels(stream.name, "rekeyed").inc(len(rows.row))
+            self._metrics.events.labels(stream.name, "refused").inc(len(messages.values) - len(rows.row))
+        for letter in letters:
+            self._metrics.dead_letters.labels(letter.reason).inc()
+
+    def _read_offsets(self, topic: str) -> Ints:
+        out = np.full(self._settings.shards, NOWHERE, dtype=np.int64)
+        for (t, p), position in self._positions.items():
+            if t == topic:
+                out[p] = position.offset or 0
+        return out
+
+    def _note(self, found: Consumed) -> None:
+        for topic, partition in found.gaps:
+            if (topic, partition) in self._positions:
+                # What the log no longer holds nobody can re-key; the state stage halts such shards of its own.
+                reason = f"{topic}/{partition}: the log does not hold offset {self._positions[topic, partition].offset}"
+                log.error("events are missing", topic=topic, shard=partition, reason=reason)
+                self._health.degrade("rekey gap", f"{reason}; what it held before its beginning was not re-keyed")
+                self._positions[topic, partition] = Position(None, self._positions[topic, partition].note)
+                self._consumer.seek(TopicPartition(topic, partition, OFFSET_BEGINNING))
+        for error in found.errors:
+            if error.fatal() or error.code() == KafkaError._MAX_POLL_EXCEEDED:
+                raise KafkaException(error)
+            kafka.report_error(error)
+
+
+def _until_done(call: Callable[[], object]) -> None:
+    """Repeat a transactional call whose outcome is not known yet, as librdkafka asks for, until it is."""
+    while True:
+        try:
+            call()
+            return
+        except KafkaException as error:
+            if not error.args[0].retriable():
+                raise
+            log.info("transaction goes on", reason=str(error))

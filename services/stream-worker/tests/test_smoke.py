@@ -1,0 +1,3 @@
+def test_clean(clean):
+    print(len(clean))
+    assert clean
