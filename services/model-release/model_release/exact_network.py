@@ -1,5 +1,6 @@
 """A tabular network in exact arithmetic: the same bits for any batch size, order of rows, thread count and CPU.
 
+    x   = inputs, then quotients x[i] / max(x[j], 1) of declared pairs         float64
     z   = round(clamp((x[feature] - start) * scale, 0, 1) * 2^ENCODING_BITS)   whole numbers: position in a segment
     h   = clamp(round((z W + b) * 2^-shift), 0, cap)                           hidden layers, a member each
     out = table[clamp(round((h w + b) * 2^-shift) + middle, 0, size - 1)]      calibrated probability, float32
@@ -26,8 +27,14 @@ EXACT_LIMIT = 2.0**53
 
 @dataclass(frozen=True, slots=True)
 class Encoding:
-    """Segments of features: segment e of feature `feature[e]` runs from `start[e]` over a length of 1 / `scale[e]`."""
+    """Segments of columns: segment e of column `feature[e]` runs from `start[e]` over a length of 1 / `scale[e]`.
 
+    Columns are the F inputs, followed by the quotients: input `numerator[k]` over input `denominator[k]`, the latter
+    at least 1.
+    """
+
+    numerator: NDArray[np.int64]
+    denominator: NDArray[np.int64]
     feature: NDArray[np.int64]
     start: NDArray[np.float64]
     scale: NDArray[np.float64]
@@ -35,12 +42,36 @@ class Encoding:
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """Whole numbers: weights [members, in, out], bias [members, out]; output times 2^-shift, a hidden one at most `cap`."""
+    """Whole numbers: weights [members, in, out], bias [members, out]; output times 2^-shift, hidden ones up to cap."""
 
     weights: NDArray[np.float64]
     bias: NDArray[np.float64]
     shift: int
     cap: float
+
+
+class Encoder(nn.Module):
+    """float32 [n, F] -> float64 [n, E], whole numbers 0 to 2^ENCODING_BITS."""
+
+    numerator: Tensor
+    denominator: Tensor
+    feature: Tensor
+    start: Tensor
+    scale: Tensor
+
+    def __init__(self, encoding: Encoding) -> None:
+        super().__init__()
+        for name in ("numerator", "denominator", "feature", "start", "scale"):
+            self.register_buffer(name, torch.from_numpy(np.array(getattr(encoding, name))))
+        self._quotients = len(encoding.numerator)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.to(torch.float64)
+        if self._quotients:
+            below = torch.clamp(x.index_select(1, self.denominator), min=1.0)
+            x = torch.cat([x, x.index_select(1, self.numerator) / below], 1)
+        z = (x.index_select(1, self.feature) - self.start) * self.scale
+        return torch.round(torch.clamp(z, 0.0, 1.0) * 2.0**ENCODING_BITS)
 
 
 class ExactNetwork(nn.Module):
@@ -64,13 +95,8 @@ class ExactNetwork(nn.Module):
         self._shifts = [2.0**-layer.shift for layer in layers]
         self._caps = [layer.cap for layer in layers]
         self._middle, self._top = table.size // 2, table.size - 1
-        self.feature: Tensor
-        self.start: Tensor
-        self.scale: Tensor
         self.table: Tensor
-        self._keep("feature", encoding.feature)
-        self._keep("start", encoding.start)
-        self._keep("scale", encoding.scale)
+        self.encoder = Encoder(encoding)
         # All members read the same encodings: one wide product.
         self._keep("weights_0", first.weights.transpose(1, 0, 2).reshape(-1, members * width))
         self._keep("bias_0", first.bias.reshape(1, members * width))
@@ -87,9 +113,11 @@ class ExactNetwork(nn.Module):
         self.register_buffer(name, torch.from_numpy(np.array(values)))
 
     def forward(self, x: Tensor) -> Tensor:
-        z = (x.to(torch.float64).index_select(1, self.feature) - self.start) * self.scale
-        z = torch.round(torch.clamp(z, 0.0, 1.0) * 2.0**ENCODING_BITS)
-        z = z @ self.get_buffer("weights_0") + self.get_buffer("bias_0")
+        return self.table.index_select(0, self.positions(x))
+
+    def positions(self, x: Tensor) -> Tensor:
+        """int64 [n]: where in the table each row's logit falls."""
+        z = self.encoder(x) @ self.get_buffer("weights_0") + self.get_buffer("bias_0")
         z = torch.clamp(torch.round(z * self._shifts[0]), 0.0, self._caps[0])
         if self._hidden:
             z = z.view(-1, self._members, self._width).transpose(0, 1)
@@ -99,7 +127,7 @@ class ExactNetwork(nn.Module):
             z = z.transpose(0, 1).flatten(1)
         z = z @ self.get_buffer("weights_out").flatten() + self.get_buffer("bias_out")
         z = torch.clamp(torch.round(z * self._shifts[-1]) + self._middle, 0.0, float(self._top))
-        return self.table.index_select(0, z.to(torch.int64))
+        return z.to(torch.int64)
 
 
 def logistic_table(slope: float, intercept: float, step: float, size: int) -> NDArray[np.float32]:
@@ -123,6 +151,8 @@ def logistic_table(slope: float, intercept: float, step: float, size: int) -> ND
 
 def _check(encoding: Encoding, layers: Sequence[Layer], table: NDArray[np.float32]) -> None:
     segments = encoding.feature.shape
+    if encoding.numerator.shape != encoding.denominator.shape:
+        raise ValueError("network: every quotient needs a numerator and a denominator")
     if len(layers) < 2 or encoding.start.shape != segments or encoding.scale.shape != segments:
         raise ValueError("network: needs two or more layers and encodings of one length")
     if not (np.isfinite(encoding.start).all() and np.isfinite(encoding.scale).all() and (encoding.scale > 0).all()):
