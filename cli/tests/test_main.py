@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -40,6 +41,14 @@ def test_a_command_that_is_not_installed_breaks_nothing(monkeypatch: pytest.Monk
 def test_wrong_usage_exits_2() -> None:
     assert run("no-such-command").returncode == 2
     assert run("data", "generate", "--no-such-option").returncode == 2
+
+
+@pytest.mark.parametrize("name", errors.EXIT_CODES)
+def test_the_errors_in_the_table_exist(name: str) -> None:
+    module, _, kind = name.rpartition(".")
+    # The Kafka client's C module calls itself cimpl and cannot be imported by that name.
+    found = getattr(importlib.import_module({"cimpl": "confluent_kafka"}.get(module, module)), kind)
+    assert errors.exit_code(found.__new__(found)) == errors.EXIT_CODES[name]
 
 
 class _Derived(ConnectionRefusedError):
