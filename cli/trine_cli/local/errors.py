@@ -25,8 +25,8 @@ class ProcessDied(LocalStackError):
 
     def __init__(self, name: str, returncode: int, log: Path) -> None:
         self.name, self.returncode, self.log = name, returncode, log
-        how = f"was killed by signal {-returncode}" if returncode < 0 else f"exited with code {returncode}"
-        super().__init__(f"{name} {how}; the end of {log}:\n{last_lines(log)}")
+        self.how = f"was killed by signal {-returncode}" if returncode < 0 else f"exited with code {returncode}"
+        super().__init__(f"{name} {self.how}; the end of {log}:\n{last_lines(log)}")
 
 
 class NotReady(LocalStackError):

@@ -115,8 +115,9 @@ class ChildProcess:
     def stop(self, grace_s: float = 10.0) -> int:
         """SIGTERM to the child; SIGKILL to its whole group when `grace_s` has passed or when it has ended."""
         if self.alive:
-            self._signal_group(signal.SIGCONT)
             self.signal(signal.SIGTERM)
+            # In this order: a paused child wakes up to the SIGTERM that waits for it.
+            self._signal_group(signal.SIGCONT)
             with contextlib.suppress(TimeoutError):
                 self.wait(grace_s)
         return self.kill()
