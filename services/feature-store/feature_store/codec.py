@@ -9,9 +9,10 @@ set of events and labels, so equal sets are equal bytes.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from struct import Struct
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,15 @@ VERSION = 1
 _CRC_FROM = 8  # bytes 0..7 hold the version and the checksum of everything after them
 _UNITS = np.array([1, 1_000, 1_000_000], dtype=np.int64)
 _WIDTHS = np.array([0, 1, 2, 4, 8], dtype=np.int64)
-_TYPES = {1: "<u1", 2: "<u2", 4: "<u4", 8: "<u8"}
+_IS_WIDTH = np.isin(np.arange(256), _WIDTHS)
+_TYPES: dict[int, np.dtype[np.unsignedinteger]] = {
+    1: np.dtype("<u1"),
+    2: np.dtype("<u2"),
+    4: np.dtype("<u4"),
+    8: np.dtype("<u8"),
+}
+_MARK = bytes([VERSION, 0, 0, 0])
+_FEW = 24  # so many states are decoded one by one in less time than all at once
 
 
 class StateCorrupt(Exception):
@@ -63,6 +72,12 @@ class StateCodec:
         )
 
     @cached_property
+    def _numbers(self) -> Struct:
+        """The header's numbers: events, labels, then base, width and unit of every column."""
+        n = len(self._timed)
+        return Struct(f"<8x2I{n}q{n}B{n}B")
+
+    @cached_property
     def _timed(self) -> tuple[bool, ...]:
         return tuple(name.endswith("_us") for name in self.event_columns + self.label_columns)
 
@@ -75,13 +90,16 @@ class StateCodec:
         present = [i for i, s in enumerate(states) if s is not None]
         blobs = [s for s in states if s is not None]
         for i, blob in zip(present, blobs, strict=True):
-            if len(blob) < size or blob[0] != VERSION:
-                raise StateCorrupt(f"view {self.view.name}: state {i} has format {blob[:1].hex()}, known is {VERSION}")
+            if len(blob) < size or blob[:4] != _MARK:
+                raise self._corrupt(i, f"has format {blob[:4].hex()}, known is {_MARK.hex()}")
             if zlib.crc32(blob[_CRC_FROM:]) != int.from_bytes(blob[4:8], "little"):
-                raise StateCorrupt(f"view {self.view.name}: state {i} fails its checksum")
+                raise self._corrupt(i, "fails its checksum")
+        if len(blobs) <= _FEW:
+            return self._decode_each(present, blobs)
         header = np.frombuffer(b"".join([b[:size] for b in blobs]), dtype=self._header)
         body = np.frombuffer(b"".join(blobs), dtype=np.uint8)
         starts = np.cumsum([0] + [len(b) for b in blobs[:-1]], dtype=np.int64)[: len(blobs)] + size
+        limits = np.concatenate((starts[1:] - size, [len(body)])).astype(np.int64)[: len(blobs)]
         group = np.array(present, dtype=np.int64)
 
         n_events = header["events"].astype(np.int64)
@@ -90,23 +108,70 @@ class StateCodec:
         labels: dict[str, Int64s] = {}
         at = starts
         for c, name in enumerate(self.event_columns + self.label_columns):
+            self._check(present, _IS_WIDTH[header["width"][:, c]] & (header["unit"][:, c] < len(_UNITS)))
             is_event = c < len(self.event_columns)
             counts = n_events if is_event else n_labels
             width = header["width"][:, c].astype(np.int64)
+            ends = at + (-(-(counts * width) // 8)) * 8
+            self._check(present, ends <= limits)
             column = _unpack(body, at, counts, width, header["base"][:, c], _UNITS[header["unit"][:, c]])
             (events if is_event else labels)[name] = column
-            at = at + (-(-(counts * width) // 8)) * 8
+            at = ends
+        self._check(present, at == limits)
+        return self._points(np.repeat(group, n_events), events, np.repeat(group, n_labels), labels)
+
+    def _decode_each(self, present: Sequence[int], blobs: Sequence[bytes]) -> Points:
+        """As decode does it, one state after the other."""
+        n_columns = len(self._timed)
+        parts: list[list[Int64s]] = [[] for _ in range(n_columns)]
+        events, labels = [], []
+        for i, blob in zip(present, blobs, strict=True):
+            n_events, n_labels, *frame = self._numbers.unpack_from(blob)
+            events.append(n_events)
+            labels.append(n_labels)
+            at = self._header.itemsize
+            for c in range(n_columns):
+                count = n_events if c < len(self.event_columns) else n_labels
+                base, width, unit = frame[c], frame[n_columns + c], frame[2 * n_columns + c]
+                end = at + (count * width + 7) // 8 * 8
+                if end > len(blob) or unit >= len(_UNITS) or (width and width not in _TYPES):
+                    raise self._corrupt(i, "is not one of this view")
+                if width:
+                    values = np.frombuffer(blob, _TYPES[width], count, at).astype(np.int64)
+                    if unit:
+                        values *= _UNITS[unit]
+                    if base:
+                        values += base
+                else:
+                    values = np.full(count, base, dtype=np.int64)
+                parts[c].append(values)
+                at = end
+            if at != len(blob):
+                raise self._corrupt(i, "is not one of this view")
+        columns = [_joined(p) for p in parts]
+        by_event = dict(zip(self.event_columns, columns, strict=False))
+        by_label = dict(zip(self.label_columns, columns[len(self.event_columns) :], strict=True))
+        return self._points(_repeated(present, events), by_event, _repeated(present, labels), by_label)
+
+    def _points(
+        self, group: Int64s, events: Mapping[str, Int64s], label_group: Int64s, labels: Mapping[str, Int64s]
+    ) -> Points:
         return Points(
-            group=np.repeat(group, n_events),
+            group=group,
             time_us=events["time_us"],
             id=events["id"],
             columns={name: events[name] for name in self.view.columns},
             labels=None
             if not self.view.label
-            else Labels(
-                np.repeat(group, n_labels), labels["id"], labels["time_us"], labels["known_at_us"], labels["value"]
-            ),
+            else Labels(label_group, labels["id"], labels["time_us"], labels["known_at_us"], labels["value"]),
         )
+
+    def _check(self, present: Sequence[int], right: NDArray[np.bool_]) -> None:
+        if not right.all():
+            raise self._corrupt(present[int(np.argmin(right))], "is not one of this view")
+
+    def _corrupt(self, i: int, what: str) -> StateCorrupt:
+        return StateCorrupt(f"view {self.view.name}: state {i} {what}")
 
     def encode(self, points: Points, groups: int) -> list[bytes]:
         """The state of each group 0 to `groups` - 1. Events and labels must be sorted by (group, time, id, ...)."""
@@ -147,6 +212,18 @@ class StateCodec:
         return [_sealed(buffer[s:e]) for s, e in zip(starts.tolist(), ends.tolist(), strict=True)]
 
 
+def _joined(parts: Sequence[Int64s]) -> Int64s:
+    if len(parts) == 1:
+        return parts[0]
+    return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
+
+
+def _repeated(groups: Sequence[int], counts: Sequence[int]) -> Int64s:
+    if len(groups) == 1:
+        return np.full(counts[0], groups[0], dtype=np.int64)
+    return np.repeat(np.array(groups, dtype=np.int64), np.array(counts, dtype=np.int64))
+
+
 def _sealed(blob: bytes) -> bytes:
     return blob[:4] + zlib.crc32(blob[_CRC_FROM:]).to_bytes(4, "little") + blob[_CRC_FROM:]
 
@@ -182,10 +259,10 @@ def _rows(at: Int64s, counts: Int64s, width: int) -> Int64s:
 
 
 def _pack(out: NDArray[np.uint8], at: Int64s, counts: Int64s, width: Int64s, raw: Int64s) -> None:
-    for w in np.unique(width).tolist():
-        if w == 0:
-            continue
+    for w in _TYPES:
         chosen = width == w
+        if not chosen.any():
+            continue
         target = out[: len(out) // w * w].view(_TYPES[w])
         values = raw if chosen.all() else raw[np.repeat(chosen, counts)]
         target[_rows(at[chosen], counts[chosen], w)] = values.astype(_TYPES[w])
@@ -193,10 +270,10 @@ def _pack(out: NDArray[np.uint8], at: Int64s, counts: Int64s, width: Int64s, raw
 
 def _unpack(body: NDArray[np.uint8], at: Int64s, counts: Int64s, width: Int64s, base: Int64s, unit: Int64s) -> Int64s:
     values = np.zeros(int(counts.sum()), dtype=np.int64)
-    for w in np.unique(width).tolist():
-        if w == 0:
-            continue
+    for w in _TYPES:
         chosen = width == w
+        if not chosen.any():
+            continue
         source = body[: len(body) // w * w].view(_TYPES[w])
         rows = source[_rows(at[chosen], counts[chosen], w)].astype(np.uint64).view(np.int64)
         if chosen.all():

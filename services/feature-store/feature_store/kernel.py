@@ -19,6 +19,7 @@ LAST_ID = np.iinfo(np.int64).max
 """Own id of a query that is no event: it sees every event up to its time."""
 
 _ROOM = 1 << 62
+_FEW_PAIRS = 1 << 11
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,19 +67,25 @@ class _Order:
 
     def __init__(self, group: Int64s, time_us: Int64s, groups: int) -> None:
         self._times: Int64s | None = None
-        self._first = int(time_us.min()) if len(time_us) else 0
-        self._span = int(time_us.max()) - self._first + 2 if len(time_us) else 1
+        self._alone = groups == 1
+        self.key: Int64s = time_us
+        if self._alone or len(time_us) == 0:
+            return
+        self._first = int(time_us.min())
+        self._span = int(time_us.max()) - self._first + 2
         rank = time_us - self._first
         if groups * self._span >= _ROOM:  # too wide for one number: use the rank among the distinct times
             self._times = np.unique(time_us)
             self._span = len(self._times) + 1
             rank = np.searchsorted(self._times, time_us)
-        self.key: Int64s = group * self._span + rank
+        self.key = group * self._span + rank
 
     def upto(self, group: Int64s, time_us: Int64s) -> Int64s:
-        """Rows of earlier groups, and of this group with a time at or before `time_us`; int64[q]."""
+        """Rows of earlier groups, and of this group with a time at or before `time_us`; shape as of both together."""
+        if self._alone or len(self.key) == 0:
+            return np.searchsorted(self.key, time_us, side="right").astype(np.int64, copy=False)
         if self._times is None:
-            rank = np.clip(time_us - self._first + 1, 0, self._span - 1)
+            rank = np.minimum(np.maximum(time_us - (self._first - 1), 0), self._span - 1)
         else:
             rank = np.searchsorted(self._times, time_us, side="right")
         return np.searchsorted(self.key, group * self._span + rank, side="left").astype(np.int64, copy=False)
@@ -89,23 +96,23 @@ def window_sums(points: Points, queries: Queries, windows_us: Sequence[int], del
 
     With `delay_us` zero, events at the query's own time count only up to the query's own id.
     """
-    groups = 1 + max(_last(points.group), _last(queries.group))
+    groups = 1 + max(int(points.group[-1]) if len(points.group) else 0, _last(queries.group))
     order = _Order(points.group, points.time_us, groups)
-    end = queries.time_us - delay_us
-    hi = order.upto(queries.group, end)
+    # Column 0 is the windows' common end, the others where each begins.
+    back = np.array([delay_us, *(delay_us + w for w in windows_us)], dtype=np.int64)
+    at = order.upto(queries.group[:, None], queries.time_us[:, None] - back)
     if delay_us == 0:
-        hi = _without_younger_ties(points, queries, hi)
-    lows = [order.upto(queries.group, end - w) for w in windows_us]
-    # The own-id cut can fall below the window's start only where there is nothing to count.
-    lo = np.minimum(np.stack(lows, axis=1), hi[:, None]) if lows else np.empty((len(hi), 0), dtype=np.int64)
+        at[:, 0] = _without_younger_ties(order, points, queries, at[:, 0])
+        # The own-id cut can fall below the window's start only where there is nothing to count.
+        np.minimum(at, at[:, :1], out=at)
     sums = {}
     for name, values in points.columns.items():
-        before = np.concatenate(([0], np.cumsum(values)))
-        sums[name] = before[hi][:, None] - before[lo]
+        before = _prefix_sums(values)[at]
+        sums[name] = before[:, :1] - before[:, 1:]
     true = None
     if points.labels is not None:
         true = _true_labels(points, points.labels, queries, windows_us, delay_us, groups)
-    return WindowSums(hi[:, None] - lo, sums, true)
+    return WindowSums(at[:, :1] - at[:, 1:], sums, true)
 
 
 def view_features(view: FeatureView, sums: WindowSums) -> NDArray[np.float64]:
@@ -132,23 +139,34 @@ def _last(group: Int64s) -> int:
     return int(group.max()) if len(group) else 0
 
 
-def _without_younger_ties(points: Points, queries: Queries, hi: Int64s) -> Int64s:
+def _prefix_sums(values: Int64s) -> Int64s:
+    """Sums of the first 0, 1, ... n values, int64[n + 1]. May wrap: differences are right where they fit."""
+    before = np.empty(len(values) + 1, dtype=np.int64)
+    before[0] = 0
+    np.cumsum(values, out=before[1:])
+    return before
+
+
+def _without_younger_ties(order: _Order, points: Points, queries: Queries, hi: Int64s) -> Int64s:
     """`hi` less the events at exactly the query's time whose id is above the query's own."""
     if len(points.time_us) == 0:
         return hi
-    # Walk back over events of the same entity and time; each step settles every query it no longer concerns.
+    at = np.maximum(hi - 1, 0)
+    younger = (points.id[at] > queries.id) & (points.time_us[at] == queries.time_us)
+    if not younger.any():
+        return hi
+    open_ = np.flatnonzero(younger & (points.group[at] == queries.group) & (hi > 0))
+    own, high = queries.id[open_], hi[open_]
+    low = order.upto(queries.group[open_], queries.time_us[open_] - 1)
+    # The events of one entity and time are in order of their ids: halve each query's stretch of them.
+    while (low < high).any():
+        middle = (low + high) // 2
+        elder = points.id[np.minimum(middle, len(points.id) - 1)] <= own
+        unsettled = low < high
+        low = np.where(unsettled & elder, middle + 1, low)
+        high = np.where(unsettled & ~elder, middle, high)
     hi = hi.copy()
-    open_ = np.flatnonzero(hi > 0)
-    while len(open_):
-        at = hi[open_] - 1
-        younger = (
-            (points.time_us[at] == queries.time_us[open_])
-            & (points.group[at] == queries.group[open_])
-            & (points.id[at] > queries.id[open_])
-        )
-        open_ = open_[younger]
-        hi[open_] -= 1
-        open_ = open_[hi[open_] > 0]
+    hi[open_] = low
     return hi
 
 
@@ -161,12 +179,21 @@ def _true_labels(
     the window; so the number at t is (changes begun by t) - (changes ended by t), two prefix sums.
     """
     true = np.zeros((len(queries.group), len(windows_us)), dtype=np.int64)
+    if len(labels.group) == 0 or len(points.group) == 0:
+        return true
     group, time_us, known, change = _label_changes(points, labels)
     if len(group) == 0:
         return true
-    begun = _sum_upto(group, np.maximum(known, time_us + delay_us), change, queries, groups)
+    entered = time_us + delay_us
+    if len(group) * len(queries.group) <= _FEW_PAIRS:  # so few that looking at every pair is less work than sorting
+        at = queries.time_us[:, None]
+        begun_by = (queries.group[:, None] == group) & (np.maximum(known, entered) <= at)
+        for w, width in enumerate(windows_us):
+            true[:, w] = (begun_by & (entered + width > at)) @ change
+        return true
+    begun = _sum_upto(group, np.maximum(known, entered), change, queries, groups)
     for w, width in enumerate(windows_us):
-        ended = _sum_upto(group, np.maximum(known, time_us + delay_us + width), change, queries, groups)
+        ended = _sum_upto(group, np.maximum(known, entered + width), change, queries, groups)
         true[:, w] = begun - ended
     return true
 
@@ -175,7 +202,7 @@ def _sum_upto(group: Int64s, time_us: Int64s, value: Int64s, queries: Queries, g
     """Per query the sum of its group's values with a time at or before the query's; int64[q]."""
     by = np.lexsort((time_us, group))
     group, time_us = group[by], time_us[by]
-    before = np.concatenate(([0], np.cumsum(value[by])))
+    before = _prefix_sums(value[by])
     first = np.searchsorted(group, queries.group, side="left")
     order = _Order(group, time_us, groups)
     return np.asarray(before[order.upto(queries.group, queries.time_us)] - before[first])
@@ -184,9 +211,6 @@ def _sum_upto(group: Int64s, time_us: Int64s, value: Int64s, queries: Queries, g
 def _label_changes(points: Points, labels: Labels) -> tuple[Int64s, Int64s, Int64s, Int64s]:
     """Changes of the labels of events that are in `points`: group, the event's time, known at, difference."""
     ids = np.unique(labels.id)
-    if len(ids) == 0 or len(points.id) == 0:
-        none = np.empty(0, dtype=np.int64)
-        return none, none, none, none
     rank = np.minimum(np.searchsorted(ids, points.id), len(ids) - 1)
     labelled = np.flatnonzero(ids[rank] == points.id)
     event_key = points.group[labelled] * len(ids) + rank[labelled]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 from feature_store.admission import FUTURE, LATE, OK, UNSET_CLOCK, judge
 from hypothesis import given
@@ -41,7 +43,7 @@ def test_equals_the_loop_for_any_cut(
     now = UNSET_CLOCK if clock is None else clock
     got: list[int] = []
     edges = [0, *sorted(min(c, len(times)) for c in cuts), len(times)]
-    for a, b in zip(edges[:-1], edges[1:], strict=True):
+    for a, b in pairwise(edges):
         verdicts, now = judge(np.array(times[a:b], dtype=np.int64), now, lateness, step)
         assert verdicts.dtype == np.int8
         got += verdicts.tolist()
