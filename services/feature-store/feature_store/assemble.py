@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from feature_store.definitions import FeaturePlan, FeatureView
 from feature_store.kernel import Int64s, Points, Queries, view_features, window_sums
-from feature_store.state import NewEvents, merge
+from feature_store.state import NewEvents, union
 
 _DAY_US = 86_400_000_000
 _HOUR_US = 3_600_000_000
@@ -30,6 +30,9 @@ def request_matrix(plan: FeaturePlan, time_us: Int64s, fields: Mapping[str, Int6
 
 
 def view_matrix(view: FeatureView, state: Points, tail: NewEvents | None, queries: Queries) -> NDArray[np.float64]:
-    """The view's features float64[q, features] over state and tail; an event in both counts once."""
-    points = merge(view, state, tail, None).points if tail is not None and len(tail.id) else state
+    """The view's features float64[q, features] over state and tail; an event in both counts once.
+
+    However far ahead of the query an event of the tail is, it hides nothing that the query sees.
+    """
+    points = union(view, state, tail, None).points if tail is not None and len(tail.id) else state
     return view_features(view, window_sums(points, queries, view.windows_us, view.delay_us))

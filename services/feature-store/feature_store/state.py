@@ -8,7 +8,7 @@ log ends in the same bytes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from feature_store.definitions import FeatureView
 from feature_store.kernel import Int64s, Labels, Points
 
 _FILTER_BITS = 18
+_FEW_PAIRS = 1 << 14
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,61 +42,100 @@ class Merged:
 def merge(view: FeatureView, old: Points, events: NewEvents | None, labels: Labels | None) -> Merged:
     """`old` with `events` and `labels` added and everything past the view's retention dropped.
 
-    `old` is sorted by (group, time, id); groups of all three are indices of the same entities.
+    `old` is sorted by (group, time, id); groups of all three are indices of the same entities. The result is that of
+    adding one event after the other, in their order.
     """
+    duplicates, conflicts = [], []
+    first = 0
+    while True:
+        added = union(view, old, events, labels)
+        points, gone = _retained(view, added.points)
+        early = _against_the_gone(events, added.conflicts, gone) if events is not None else None
+        duplicates.append(added.duplicates + first)
+        conflicts.append(added.conflicts + first)
+        if events is None or early is None:
+            return Merged(points, np.concatenate(duplicates), np.concatenate(conflicts))
+        # What this event conflicts with may have been dropped before it came: settle all before it first.
+        turn = max(early, 1)
+        head = union(view, old, _event_rows(events, slice(0, turn)), labels)
+        duplicates[-1], conflicts[-1] = head.duplicates + first, head.conflicts + first
+        old, _ = _retained(view, head.points)
+        events, labels, first = _event_rows(events, slice(turn, None)), None, first + turn
+
+
+def union(view: FeatureView, old: Points, events: NewEvents | None, labels: Labels | None) -> Merged:
+    """`old` with `events` and `labels` added and nothing dropped, whatever its age: what a request reads."""
     none = np.empty(0, dtype=np.intp)
     time_us, id_, group = old.time_us, old.id, old.group
     columns = dict(old.columns)
     duplicates, conflicts = none, none
     if events is not None and len(events.group):
-        fresh, duplicates, conflicts = _fresh(old, events)
-        order = fresh[np.lexsort((events.id[fresh], events.time_us[fresh], events.group[fresh]))]
-        at = _insert_at(old, events.group[order], events.time_us[order])
-        group = _inserted(group, at, events.group[order])
-        time_us = _inserted(time_us, at, events.time_us[order])
-        id_ = _inserted(id_, at, events.id[order])
-        columns = {name: _inserted(columns[name], at, events.columns[name][order]) for name in columns}
-        _order_ties(group, time_us, id_, columns)
+        order, duplicates, conflicts = _fresh(old, events)
+        if len(order) > 1:
+            order = order[np.lexsort((events.id[order], events.time_us[order], events.group[order]))]
+        if len(order):
+            at = _insert_at(old, events.group[order], events.time_us[order])
+            group = _inserted(group, at, events.group[order])
+            time_us = _inserted(time_us, at, events.time_us[order])
+            id_ = _inserted(id_, at, events.id[order])
+            columns = {name: _inserted(columns[name], at, events.columns[name][order]) for name in columns}
+            _order_ties(group, time_us, id_, columns)
     merged_labels = _merge_labels(old.labels, labels) if view.label else None
-
-    present = [group, merged_labels.group] if merged_labels else [group]
-    groups = 1 + max((int(g.max()) for g in present if len(g)), default=-1)
-    newest = np.full(groups, np.iinfo(np.int64).min, dtype=np.int64)
-    if len(group):
-        last = np.flatnonzero(np.concatenate((group[1:] != group[:-1], [True])))
-        newest[group[last]] = time_us[last] - view.retention_us
-    keep = time_us > newest[group]
-    if not keep.all():
-        group, time_us, id_ = group[keep], time_us[keep], id_[keep]
-        columns = {name: values[keep] for name, values in columns.items()}
-    if merged_labels is not None and len(merged_labels.group):
-        keep = merged_labels.time_us > newest[merged_labels.group]
-        if not keep.all():
-            merged_labels = _label_rows(merged_labels, np.flatnonzero(keep))
     return Merged(Points(group, time_us, id_, columns, merged_labels), duplicates, conflicts)
+
+
+def _retained(view: FeatureView, points: Points) -> tuple[Points, set[tuple[int, int]]]:
+    """Without what is past the view's retention, counted from each entity's newest event; and (group, id) of that."""
+    group, labels = points.group, points.labels
+    if len(group) == 0:
+        return points, set()
+    last = np.flatnonzero(np.concatenate((group[1:] != group[:-1], [True])))
+    groups = 1 + int(group[-1])
+    if labels is not None and len(labels.group):
+        groups = max(groups, 1 + int(labels.group.max()))
+    oldest = np.full(groups, np.iinfo(np.int64).min, dtype=np.int64)
+    oldest[group[last]] = points.time_us[last] - view.retention_us
+    gone: set[tuple[int, int]] = set()
+    keep = points.time_us > oldest[group]
+    if not keep.all():
+        gone = set(zip(group[~keep].tolist(), points.id[~keep].tolist(), strict=True))
+        columns = {name: values[keep] for name, values in points.columns.items()}
+        points = Points(group[keep], points.time_us[keep], points.id[keep], columns, labels)
+    if labels is not None and len(labels.group):
+        keep = labels.time_us > oldest[labels.group]
+        if not keep.all():
+            points = replace(points, labels=_label_rows(labels, np.flatnonzero(keep)))
+    return points, gone
+
+
+def _against_the_gone(events: NewEvents, conflicts: NDArray[np.intp], gone: set[tuple[int, int]]) -> int | None:
+    """The first row that conflicts with an event that the same merge drops."""
+    if not gone:
+        return None
+    return next((r for g, i, r in _rows_of(events.group, events.id, conflicts) if (g, i) in gone), None)
+
+
+def _event_rows(events: NewEvents, rows: slice) -> NewEvents:
+    columns = {name: values[rows] for name, values in events.columns.items()}
+    return NewEvents(events.group[rows], events.time_us[rows], events.id[rows], columns)
 
 
 def _fresh(old: Points, events: NewEvents) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]:
     """Rows of `events` to add (first of each id in an entity), duplicates, conflicts."""
     n = len(events.id)
-    # First among the new ones themselves, in log order.
-    by = np.lexsort((np.arange(n), events.id, events.group))
     again = np.zeros(n, dtype=bool)
-    same = (events.group[by][1:] == events.group[by][:-1]) & (events.id[by][1:] == events.id[by][:-1])
-    again[by[1:][same]] = True
     conflict = np.zeros(n, dtype=bool)
-    if same.any():
-        # Compare each repeated row with the first row of its run.
-        run_start = np.concatenate(([True], ~same))
-        first = by[np.maximum.accumulate(np.where(run_start, np.arange(n), 0))]
-        differs = _differ(events.time_us, events.columns, by, events.time_us, events.columns, first)
-        conflict[by[differs]] = True
-    # Then against what is there. A bitmap of the new ids leaves few old rows to look at.
-    mask = (1 << _FILTER_BITS) - 1
-    table = np.zeros(1 << _FILTER_BITS, dtype=bool)
-    table[events.id & mask] = True
-    candidates = np.flatnonzero(table[old.id & mask])
-    candidates = candidates[np.isin(old.id[candidates], events.id)]
+    if n > 1:
+        _mark_repeats(events, again, conflict)
+    # Then against what is there.
+    if len(old.id) * n <= _FEW_PAIRS:
+        candidates = np.flatnonzero((old.id[:, None] == events.id).any(axis=1))
+    else:  # a bitmap of the new ids leaves few old rows to look at
+        mask = (1 << _FILTER_BITS) - 1
+        table = np.zeros(1 << _FILTER_BITS, dtype=bool)
+        table[events.id & mask] = True
+        candidates = np.flatnonzero(table[old.id & mask])
+        candidates = candidates[np.isin(old.id[candidates], events.id)]
     if len(candidates):
         there = {(g, i): r for g, i, r in _rows_of(old.group, old.id, candidates)}
         probe = np.flatnonzero(np.isin(events.id, old.id[candidates]))
@@ -105,6 +145,22 @@ def _fresh(old: Points, events: NewEvents) -> tuple[NDArray[np.intp], NDArray[np
             again[new_rows] = True
             conflict[new_rows] = _differ(events.time_us, events.columns, new_rows, old.time_us, old.columns, old_rows)
     return np.flatnonzero(~again), np.flatnonzero(again & ~conflict), np.flatnonzero(conflict)
+
+
+def _mark_repeats(events: NewEvents, again: NDArray[np.bool_], conflict: NDArray[np.bool_]) -> None:
+    """Mark rows whose id came before among the events themselves, and those of them with another content."""
+    n = len(events.id)
+    by = np.lexsort((np.arange(n), events.id, events.group))
+    group, id_ = events.group[by], events.id[by]
+    same = (group[1:] == group[:-1]) & (id_[1:] == id_[:-1])
+    if not same.any():
+        return
+    again[by[1:][same]] = True
+    # Compare each repeated row with the first row of its run.
+    run_start = np.concatenate(([True], ~same))
+    first = by[np.maximum.accumulate(np.where(run_start, np.arange(n), 0))]
+    differs = _differ(events.time_us, events.columns, by, events.time_us, events.columns, first)
+    conflict[by[differs]] = True
 
 
 def _rows_of(group: Int64s, id_: Int64s, rows: NDArray[np.intp]) -> Iterator[tuple[int, int, int]]:
@@ -125,6 +181,8 @@ def _insert_at(old: Points, group: Int64s, time_us: Int64s) -> Int64s:
     """Where each new row goes among the old ones: after all of the same (group, time)."""
     if len(old.time_us) == 0 or len(time_us) == 0:
         return np.zeros(len(group), dtype=np.int64)
+    if old.group[0] == old.group[-1] == group[0] == group[-1]:  # one entity: its times are in order
+        return np.searchsorted(old.time_us, time_us, side="right").astype(np.int64, copy=False)
     first = min(int(old.time_us.min()), int(time_us.min()))
     span = max(int(old.time_us.max()), int(time_us.max())) - first + 1
     if (int(max(old.group.max(), group.max())) + 1) * span < 1 << 62:
@@ -137,6 +195,8 @@ def _insert_at(old: Points, group: Int64s, time_us: Int64s) -> Int64s:
 
 
 def _inserted(old: Int64s, at: Int64s, new: Int64s) -> Int64s:
+    if at[0] == len(old):
+        return np.concatenate((old, new))
     out = np.empty(len(old) + len(new), dtype=np.int64)
     rows = at + np.arange(len(new))
     rest = np.ones(len(out), dtype=bool)
