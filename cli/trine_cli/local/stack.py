@@ -12,51 +12,22 @@ from __future__ import annotations
 import fcntl
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from trine_cli.errors import BadInput
 from trine_cli.local.errors import LocalStackError
 from trine_cli.local.kafka_broker import KafkaBroker
 from trine_cli.local.ports import HOST, free_port
 from trine_cli.local.redis_server import RedisServer
+from trine_cli.local.stack_options import StackOptions, check_servers, chosen_release
 from trine_cli.local.stack_services import FEATURES, GATEWAY, REGISTRAR, WORKER, Ports, ServiceFactory
 from trine_cli.local.supervisor import Component, Supervisor
-from trine_cli.local.topics import create_topics
 from trine_cli.local.torchserve import TorchServe
 
 REDIS, KAFKA, TORCHSERVE = "redis", "kafka", "torchserve"
-
-
-@dataclass(frozen=True)
-class StackOptions:
-    """What to start and where. Ports that are None are free ones.
-
-    `data`: where Redis, Kafka and the spool keep their data, and `logs` unless it is given; None: a temporary folder
-    that is removed at the end except for its logs. `redis_url`, `kafka_bootstrap`, `torchserve` (HOST:PORT of its gRPC
-    inference, releases already registered): use servers that run already. `env`: more TRINE_* settings of the services.
-    """
-
-    releases: Path
-    release: str | None = None
-    data: Path | None = None
-    logs: Path | None = None
-    gateways: int = 1
-    shards: int = 64
-    grpc_port: int | None = None
-    rest_port: int | None = None
-    features_grpc_port: int | None = None
-    features_rest_port: int | None = None
-    redis_port: int | None = None
-    kafka_port: int | None = None
-    redis_url: str | None = None
-    kafka_bootstrap: str | None = None
-    torchserve: str | None = None
-    env: Mapping[str, str] = field(default_factory=dict)
 
 
 __all__ = ["FEATURES", "GATEWAY", "KAFKA", "REDIS", "REGISTRAR", "TORCHSERVE", "WORKER", "Stack", "StackOptions"]
@@ -72,7 +43,7 @@ class Stack:
 
     def __init__(self, options: StackOptions, say: Callable[[str], None] = lambda line: None) -> None:
         self.options = options
-        self.release = options.release or newest_release(options.releases)
+        self.release = chosen_release(options)
         self._cleanup = ExitStack()
         self.folder = self._claim_folder()
         self.logs = options.logs or self.folder / "logs"
@@ -153,8 +124,7 @@ class Stack:
     def start(self) -> Self:
         """Start everything and wait until all of it is ready."""
         try:
-            if self.options.kafka_bootstrap:
-                create_topics(self.kafka_bootstrap, self.options.shards)
+            check_servers(self.options)
             self.supervisor.start()
         except BaseException:
             self._cleanup.close()
@@ -253,22 +223,6 @@ class Stack:
             self._cleanup.close()
             raise LocalStackError(f"--data {self.options.data} is in use by another trine up") from None
         return self.options.data.resolve()
-
-
-def newest_release(releases: Path) -> str:
-    """Id of the release in the folder that was made last. Raises BadInput where there is none that can be opened."""
-    from model_release import Release, ReleaseError, list_releases, open_release
-
-    found: list[Release] = []
-    refused = ""
-    for path in list_releases(releases):
-        try:
-            found.append(open_release(path))
-        except ReleaseError as error:
-            refused += f"; {error}"
-    if not found:
-        raise BadInput(f"--releases {releases}: no release there (make one with `trine train`){refused}")
-    return max(found, key=lambda release: release.manifest.created_at).id
 
 
 def _remove_data(folder: Path) -> None:

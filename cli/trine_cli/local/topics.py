@@ -30,6 +30,10 @@ def create_topics(bootstrap: str, shards: int = 64, timeout_s: float = 30.0, nam
     """
     # Closed at the end: a client left alone would go on looking for a broker that is stopped later.
     with AdminClient({"bootstrap.servers": bootstrap, "log_level": 0}) as admin:
+        try:
+            admin.list_topics(timeout=5)
+        except KafkaException as error:
+            raise LocalStackError(f"no Kafka answers at {bootstrap}: {error.args[0].str()}") from error
         wanted = [NewTopic(name, shards, config=_CONFIG) for name in names]
         for name, result in admin.create_topics(wanted, operation_timeout=timeout_s).items():
             try:

@@ -29,6 +29,7 @@ _LOG_CONFIG = """\
   <Loggers>
     <Root level="warn"><AppenderRef ref="console"/></Root>
     <Logger name="org.pytorch.serve" level="info"/>
+    <Logger name="org.pytorch.serve.wlm.BatchAggregator" level="warn"/>
     <Logger name="org.pytorch.serve.wlm.WorkerThread" level="warn"/>
     <Logger name="MODEL_LOG" level="info"/>
     <Logger name="ACCESS_LOG" level="off"/>
