@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +22,10 @@ class ScoringModule:
         (inputs,) = program.graph_signature.user_inputs
         shapes = {node.name: node.meta["val"].shape for node in program.graph.nodes if node.op == "placeholder"}
         self.features = int(shapes[inputs][1])
-        # The guards check what __call__ has checked already, and cost more than the network.
-        self._module = program.module(check_guards=False)
+        # What __call__ has checked is not checked again: guards and hooks cost more than the network.
+        module = program.module(check_guards=False)
+        module._forward_pre_hooks.clear()
+        self._module = _without_python(module, self.features)
 
     def __call__(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
         """Scores of the rows, in their order.
@@ -38,6 +42,26 @@ class ScoringModule:
             scores = self._module(torch.from_numpy(np.require(rows, requirements=["C", "W"])))
         found: NDArray[np.float32] = scores.numpy()
         return found
+
+
+def _without_python(module: nn.Module, features: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The same kernels in the same order, run by TorchScript: 30 us a call, where Python's way through them takes 110.
+
+    The interface is deprecated and has no successor for callers in Python. A graph that it would take for one of a
+    fixed number of rows stays as it is.
+    """
+    with torch.inference_mode(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(module, torch.zeros(2, features), check_trace=False)  # type: ignore[no-untyped-call]
+        frozen: Callable[[torch.Tensor], torch.Tensor] = torch.jit.freeze(traced.eval())
+        for rows in (torch.ones(1, features), torch.arange(5.0 * features).reshape(5, features)):
+            try:
+                same = torch.equal(frozen(rows), module(rows))
+            except RuntimeError:
+                same = False
+            if not same:
+                return module
+    return frozen
 
 
 def load(path: Path | str) -> ScoringModule:
