@@ -72,7 +72,15 @@ class ViewReplay:
 class EntityLog:
     """All events and labels of one view, in the order of (entity, time, id), each event once: the first absorbed."""
 
-    def __init__(self, view: FeatureView, pasts: Sequence[Past], labels: Sequence[PastLabels] = ()) -> None:
+    def __init__(
+        self,
+        view: FeatureView,
+        pasts: Sequence[Past],
+        labels: Sequence[PastLabels] = (),
+        others: Sequence[tuple[EntityKeys, Int64s]] = (),
+    ) -> None:
+        """`others`: keys and offsets of rows that are of no use to this view; an entity with any has a state all the
+        same."""
         self._view = view
         self._codes: dict[str, int] = {}
         code = np.concatenate([self._code(p.keys) for p in pasts])
@@ -100,7 +108,12 @@ class EntityLog:
             name: np.concatenate([getattr(p, name) for p in labels])[by] if labels else np.empty(0, np.int64)
             for name in ("id", "time_us", "known_at_us", "value", "offset")
         }
-        self._lowest_label = _lowest_offset_from(self._label_code, self._labels["offset"])
+
+        other_code = [self._code(keys) for keys, _ in others]
+        self._first_written = np.full(len(self._codes), NEVER)
+        touched = np.concatenate([code, label_code, *other_code])
+        offsets = np.concatenate([offset, *(p.offset for p in labels), *(o for _, o in others)])
+        np.minimum.at(self._first_written, touched, offsets)
 
     def replay(self, seen: Seen) -> ViewReplay:
         """The view's features for every decision, from what it saw alone."""
@@ -114,11 +127,10 @@ class EntityLog:
         for t in np.flatnonzero(tail_row < 0).tolist():
             missing.setdefault(int(seen.tail_of[t]), []).append(int(seen.tail_id[t]))
 
-        # Retention counts from the newest event seen. It cuts into a window only where that is beyond the lateness.
+        # A state's retention counts from its newest event. It cuts into a window only where that is ahead of the
+        # decision by more than the lateness; then all of the entity's later rows are looked at to find it.
         ahead, last = self._upto(code, seen.time_us + view.lateness_us), self._key_ends(code)
-        far = self._absorbed(ahead, last, seen.offset)
-        far[seen.tail_of[(tail_row >= ahead[seen.tail_of]) & (tail_row >= 0)]] = True
-        hi = np.where(far, last, hi)
+        hi = np.where(self._absorbed(ahead, last, seen.offset), last, hi)
 
         own = seen.id if view.delay_us == 0 else np.full_like(seen.id, LAST_ID)
         values = np.zeros((q, len(view.features)), dtype=np.float64)
@@ -129,11 +141,9 @@ class EntityLog:
             queries = Queries(np.arange(some.stop - some.start), seen.time_us[some], own[some])
             values[some] = view_features(view, window_sums(points, queries, view.windows_us, view.delay_us))
 
-        known = self._absorbed(self._key_starts(code), last, seen.offset)
-        known |= np.bincount(seen.tail_of, minlength=q) > 1
-        if len(self._label_code):
-            start = np.minimum(np.searchsorted(self._label_code, code, side="left"), len(self._label_code) - 1)
-            known |= (self._label_code[start] == code) & (self._lowest_label[start] < seen.offset)
+        known = np.bincount(seen.tail_of, minlength=q) > 1
+        there = code >= 0
+        known[there] |= self._first_written[code[there]] < seen.offset[there]
         return ViewReplay(values, known, missing)
 
     def _points(
@@ -142,15 +152,13 @@ class EntityLog:
         """What each decision saw of rows lo to hi - 1, group = the decision's index."""
         group, row = _expanded(lo, hi)
         seen = self._offset[row] < offset[group]
+        newest = np.full(len(lo), np.iinfo(np.int64).min, dtype=np.int64)
+        np.maximum.at(newest, group[seen], self._time[row[seen]] - self._view.retention_us)
+        seen &= self._time[row] > newest[group]
         inside = (tail_row >= lo[tail_of]) & (tail_row < hi[tail_of])
         starts = np.cumsum(hi - lo) - (hi - lo)
         seen[starts[tail_of[inside]] + tail_row[inside] - lo[tail_of[inside]]] = True
         group, row = group[seen], row[seen]
-        time_us = self._time[row]
-        newest = np.full(len(lo), np.iinfo(np.int64).min, dtype=np.int64)
-        np.maximum.at(newest, group, time_us - self._view.retention_us)
-        kept = time_us > newest[group]
-        group, row = group[kept], row[kept]
         return Points(
             group=group,
             time_us=self._time[row],
@@ -176,9 +184,6 @@ class EntityLog:
         """First row after those of the entity at or before a time; of an unknown entity: 0."""
         rank = np.searchsorted(self._times, time_us, side="right")
         return self._search(code * (len(self._times) + 1) + rank)
-
-    def _key_starts(self, code: Int64s) -> Int64s:
-        return self._search(code * (len(self._times) + 1))
 
     def _key_ends(self, code: Int64s) -> Int64s:
         # Not above the first position of the next entity, and never reached by a row of this one.

@@ -174,20 +174,21 @@ class VectorReplay:
         """The view's past; of a state that was rebuilt it begins with the base."""
         key = (view.name, first_version)
         if key not in self._logs:
-            pasts, labels = self._logged(view)
+            pasts, labels, others = self._logged(view)
             if not first_version and self._base is not None:
                 if self._history is None:
                     self._history = self._base.history(self._plan)
                 past, more = _of_history(view, self._history)
                 pasts, labels = [past, *pasts], [*more, *labels]
-            self._logs[key] = EntityLog(view, pasts, labels)
+            self._logs[key] = EntityLog(view, pasts, labels, others)
         return self._logs[key]
 
-    def _logged(self, view: FeatureView) -> tuple[list[Past], list[PastLabels]]:
+    def _logged(self, view: FeatureView) -> tuple[list[Past], list[PastLabels], list[tuple[EntityKeys, Int64s]]]:
+        """What was absorbed from the view's topic: events, labels, and rows of sources that it does not use."""
         events, entity = self.events, view.entity.name
         columns = {name: events.fields[name] for name in view.columns}
         if not view.rekeyed:
-            return [Past(events.entities[entity], events.time_us, events.id, columns, self._offset)], []
+            return [Past(events.entities[entity], events.time_us, events.id, columns, self._offset)], [], []
         rows = self._topics[entity].rows
         pasts, labels = [], []
         if (own := rows.get(view.source.name)) is not None:
@@ -202,7 +203,8 @@ class VectorReplay:
             labels.append(PastLabels(
                 known.keys, known.time_us, known.id, known.known_at_us, known.fields["value"], known.offset
             ))  # fmt: skip
-        return pasts, labels
+        used = {view.source.name, view.label.name if view.label is not None else ""}
+        return pasts, labels, [(r.keys, r.offset) for name, r in rows.items() if name not in used]
 
 
 def _absorbed_at(plan: FeaturePlan, events: LoggedEvents) -> Int64s:
