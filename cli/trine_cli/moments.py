@@ -24,3 +24,12 @@ def moment_us(text: str, option: str) -> int:
 def moment_text(time_us: int) -> str:
     """The UTC time as text, to the second."""
     return datetime.fromtimestamp(time_us / 1_000_000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def day_number(text: str, option: str) -> int:
+    """Days since 1970 of a day `2018-07-25`, UTC. Raises UsageError that names the option."""
+    time_us = moment_us(text, option)
+    day, rest = divmod(time_us, 86_400_000_000)
+    if rest:
+        raise UsageError(f"{option}: {text!r} is not the start of a day; write 2018-07-25")
+    return day

@@ -13,6 +13,7 @@ Numerical Features in Tabular Deep Learning", 2022.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -112,6 +113,15 @@ class ExactNetwork(nn.Module):
     def _keep(self, name: str, values: NDArray[np.generic] | np.float64) -> None:
         self.register_buffer(name, torch.from_numpy(np.array(values)))
 
+    def with_table(self, table: NDArray[np.float32]) -> ExactNetwork:
+        """The same network with other probabilities; raises ValueError for another size or order."""
+        _check_table(table)
+        if table.size != self.table.numel():
+            raise ValueError(f"network: the table must have {self.table.numel()} entries, found {table.size}")
+        other = copy.deepcopy(self)
+        other.table = torch.from_numpy(np.array(table))
+        return other
+
     def forward(self, x: Tensor) -> Tensor:
         return self.table.index_select(0, self.positions(x))
 
@@ -149,6 +159,11 @@ def logistic_table(slope: float, intercept: float, step: float, size: int) -> ND
     return np.minimum(from_below, top - (size - 1 - ramp)).astype(np.int32).view(np.float32)
 
 
+def _check_table(table: NDArray[np.float32]) -> None:
+    if table.dtype != np.float32 or not (np.diff(table) > 0).all():
+        raise ValueError("network: the table must be float32 and strictly increasing")
+
+
 def _check(encoding: Encoding, layers: Sequence[Layer], table: NDArray[np.float32]) -> None:
     segments = encoding.feature.shape
     if encoding.numerator.shape != encoding.denominator.shape:
@@ -157,8 +172,7 @@ def _check(encoding: Encoding, layers: Sequence[Layer], table: NDArray[np.float3
         raise ValueError("network: needs two or more layers and encodings of one length")
     if not (np.isfinite(encoding.start).all() and np.isfinite(encoding.scale).all() and (encoding.scale > 0).all()):
         raise ValueError("network: encodings must be finite, scales positive")
-    if table.dtype != np.float32 or not (np.diff(table) > 0).all():
-        raise ValueError("network: the table must be float32 and strictly increasing")
+    _check_table(table)
     greatest, width = 2.0**ENCODING_BITS, segments[0]
     members = layers[0].weights.shape[0]
     for number, layer in enumerate(layers):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import tempfile
@@ -103,6 +104,8 @@ def _fill(folder: Path, draft: Draft, handler: Path) -> Manifest:
         "training": draft.training,
         "files": files,
     }
+    # As it will be read back: tuples are lists from here on.
+    body = json.loads(json.dumps(body))
     digest = content_hash(body)
     name = release_id(draft.plan.model, digest)
     archive = write_archive(folder, name, handler)

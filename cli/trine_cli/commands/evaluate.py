@@ -1,0 +1,45 @@
+"""`trine evaluate`: measure a release on days it has not seen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trine_cli.errors import UsageError
+from trine_cli.moments import day_number
+from trine_cli.output import Json, Output
+
+app = typer.Typer(help="Measure a release on other days.")
+
+
+@app.callback()
+def _evaluate() -> None: ...
+
+
+@app.command()
+def fraud(
+    release: Annotated[Path, typer.Option(help="Release folder.")],
+    transactions: Annotated[Path, typer.Option(help="Dataset folder (trine data generate, trine data import).")],
+    from_: Annotated[str, typer.Option("--from", help="First day measured, e.g. 2018-07-25.")],
+    to: Annotated[str, typer.Option(help="First day no longer measured.")],
+    json: Json = False,
+) -> None:
+    """AUC ROC, average precision and card precision at 100 by the published protocol, and what was decided."""
+    from model_release import open_release
+
+    from models.fraud.evaluation import evaluate_release
+
+    output = Output(json)
+    first, end = day_number(from_, "--from"), day_number(to, "--to")
+    if end <= first:
+        raise UsageError(f"--to: {to} must be after --from {from_}")
+    opened = open_release(release)
+    with output.progress("Evaluating", total=1) as advance:
+        found = evaluate_release(opened, transactions, first, end).summary()
+        advance(1)
+    output.table(
+        f"{opened.id}, {from_} to {to}", ["metric", "value"], [[k.replace("_", " "), v] for k, v in found.items()]
+    )
+    output.result({"release": opened.id, "from": from_, "to": to, **found})

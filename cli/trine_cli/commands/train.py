@@ -1,0 +1,73 @@
+"""`trine train`: train a model on a dataset and write it as an immutable release."""
+
+from __future__ import annotations
+
+import time
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trine_cli.moments import day_number
+from trine_cli.output import Json, Output
+
+app = typer.Typer(help="Train a model and write it as an immutable release.")
+
+
+class Unrecorded(StrEnum):
+    """What the gateway does with an event that it can record nowhere."""
+
+    ANSWER = "answer"
+    REFUSE = "refuse"
+
+
+@app.callback()
+def _train() -> None: ...
+
+
+@app.command()
+def fraud(
+    transactions: Annotated[Path, typer.Option(help="Dataset folder (trine data generate, trine data import).")],
+    test_start: Annotated[str, typer.Option(help="First test day, e.g. 2018-07-25; training happens when it begins.")],
+    releases: Annotated[Path, typer.Option(help="Folder that the release is written into.")],
+    train_days: Annotated[int, typer.Option(min=1, help="Days to train on.")] = 7,
+    delay_days: Annotated[int, typer.Option(min=0, help="Days between training and test, for labels to come.")] = 7,
+    test_days: Annotated[int, typer.Option(min=1, help="Days to test, and to validate, on.")] = 7,
+    review_budget: Annotated[int, typer.Option(min=1, help="Cards a day that people can look at.")] = 100,
+    deny_precision: Annotated[float, typer.Option(min=0.01, max=1.0, help="Share of frauds among the denied.")] = 0.9,
+    unrecorded: Annotated[Unrecorded, typer.Option(help="Events that can be recorded nowhere.")] = Unrecorded.REFUSE,
+    seed: Annotated[int, typer.Option(min=0, help="Same data and seed, same release.")] = 0,
+    json: Json = False,
+) -> None:
+    """Train the fraud model, choose thresholds on validation days, measure on test days, write the release."""
+    from models.fraud.protocol import Fold
+    from models.fraud.release_training import Choices, train_release
+    from models.fraud.training import Recipe
+
+    output = Output(json)
+    fold = Fold(day_number(test_start, "--test-start"), train_days, delay_days, test_days)
+    choices = Choices(review_budget, deny_precision, unrecorded.value, Recipe(seed=seed))
+    began = time.monotonic()
+    with output.progress("Training", total=2) as advance:
+        trained = train_release(transactions, releases, fold, choices, advance)
+    seconds = time.monotonic() - began
+    manifest = trained.release.manifest
+    validation, test = trained.validation.summary(), trained.test.summary() if trained.test else {}
+    output.table(
+        f"{trained.release.id}, trained in {seconds:.0f} s",
+        ["metric", "validation", "test"],
+        [[name.replace("_", " "), value, test.get(name, "no test days yet")] for name, value in validation.items()],
+    )
+    output.note(manifest.threshold_basis)
+    output.note(f"written to {trained.release.path}")
+    output.result(
+        {
+            "release": trained.release.id,
+            "path": str(trained.release.path),
+            "validation": validation,
+            "test": test or None,
+            "thresholds": manifest.thresholds.model_dump(),
+            "seconds": round(seconds, 3),
+        }
+    )

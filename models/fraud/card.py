@@ -1,0 +1,75 @@
+"""The model card of a release: for a person who has to decide whether to use it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from model_release import Policy, Thresholds
+
+from models.fraud.features import PLAN
+from models.fraud.network import QUOTIENTS
+
+
+def model_card(
+    training: dict[str, Any], metrics: dict[str, Any], thresholds: Thresholds, basis: str, policy: Policy
+) -> str:
+    """Markdown; the same inputs give the same text (the release's name comes from the content, this text included)."""
+    lines = [
+        "# Fraud model",
+        "",
+        "Scores a card transaction with its probability of being fraudulent, for approve, review or deny.",
+        "",
+        "## What it is",
+        "",
+        f"An ensemble of {training['recipe']['shape']['members']} small perceptrons over piecewise-linear encodings of "
+        f"{len(PLAN.features)} features and {len(QUOTIENTS)} quotients of them, their logits averaged and calibrated.",
+        "It computes in whole numbers only, so a score does not depend on batch size, threads or machine.",
+        "",
+        "## Data",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| trained on | {_range(training['train'])}: {training['transactions']:,} transactions, "
+        f"{training['frauds']:,} frauds |",
+        f"| labels | as reported until {training['labels_known_at']} |",
+        f"| calibrated, thresholds chosen on | {_range(training['validation'])}, by a network trained on "
+        f"{_range(training['validation_train'])} |",
+        "",
+        "## Quality",
+        "",
+        "Customers already known to be compromised are left out, as the published protocol does.",
+        "",
+        "| | validation | test |",
+        "|---|---|---|",
+    ]
+    test = metrics["test"] or {}
+    lines += [
+        f"| {name.replace('_', ' ')} | {value} | {test.get(name, '')} |"
+        for name, value in metrics["validation"].items()
+    ]
+    lines += [
+        "",
+        "## Decisions",
+        "",
+        f"Review from a score of {thresholds.review:.6f}, deny from {thresholds.deny:.6f}.",
+        f"How they were chosen: {basis}.",
+        "",
+        "Without the model these rules answer, each with the precision that it had on the training days "
+        f"(none fires: {policy.base_score:.6f}). An event that can be recorded nowhere: {policy.unrecorded}.",
+        "",
+        "| rule | fires where | score |",
+        "|---|---|---|",
+        *(f"| {rule.name} | {rule.feature} >= {rule.at_least:g} | {rule.score:.6f} |" for rule in policy.rules),
+        "",
+        "## Limits",
+        "",
+        "Trained on a single week; fraud changes, so retrain often and measure with `trine evaluate fraud`. "
+        "Amounts are minor units of one currency. Terminal features lag by the label delay: a terminal "
+        "compromised this week looks clean.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _range(days: list[str]) -> str:
+    return f"{days[0]} to {days[1]}"

@@ -1,0 +1,144 @@
+"""The fraud network while it learns: an ensemble of small perceptrons over piecewise-linear encodings.
+
+Members share the encodings and differ in their random start; their logits are averaged. What they learn in float32
+is then put on a binary grid as a `model_release.exact_network.ExactNetwork`, which is what a release runs.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+from model_release.exact_network import ENCODING_BITS, Encoder, Encoding, ExactNetwork, Layer
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+# How this amount, and the customer's last day and week, compare with what the customer usually spends.
+QUOTIENTS = (
+    ("amount", "customer_mean_amount_1d"),
+    ("amount", "customer_mean_amount_7d"),
+    ("amount", "customer_mean_amount_30d"),
+    ("customer_mean_amount_1d", "customer_mean_amount_30d"),
+    ("customer_mean_amount_7d", "customer_mean_amount_30d"),
+)
+
+WEIGHT_BITS = 12
+HIDDEN_BITS = 10
+OUTPUT_BITS = 16
+HIDDEN_CAP = 64.0
+LOGIT_BITS = 11
+TABLE_SIZE = 2**16
+LOGIT_STEP = 2.0**-LOGIT_BITS
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """`members` perceptrons with hidden layers of these widths; `segments` per column at most, and again half as many
+    for the frauds' own distribution."""
+
+    members: int = 8
+    hidden: tuple[int, ...] = (64, 32)
+    segments: int = 12
+
+
+def encoding_of(
+    features: tuple[str, ...], rows: NDArray[np.float32], fraud: NDArray[np.bool_], segments: int
+) -> Encoding:
+    """Segments between quantiles of all rows and of the frauds, for every column: features, then QUOTIENTS.
+
+    rows float32 [n, F]; fraud bool [n] with at least one True.
+    """
+    numerator = np.array([features.index(above) for above, _ in QUOTIENTS])
+    denominator = np.array([features.index(below) for _, below in QUOTIENTS])
+    wide = rows.astype(np.float64)
+    wide = np.hstack([wide, wide[:, numerator] / np.maximum(wide[:, denominator], 1.0)])
+    index, starts, scales = [], [], []
+    for column, values in enumerate(wide.T):
+        of_all = np.quantile(values, np.linspace(0, 1, segments + 1))
+        of_frauds = np.quantile(values[fraud], np.linspace(0, 1, segments // 2 + 1))
+        edges = np.unique(np.concatenate([of_all, of_frauds]))
+        if len(edges) == 1:
+            edges = np.append(edges, edges[0] + 1.0)
+        index.append(np.full(len(edges) - 1, column))
+        starts.append(edges[:-1])
+        scales.append(1.0 / np.diff(edges))
+    return Encoding(numerator, denominator, *(np.concatenate(parts) for parts in (index, starts, scales)))
+
+
+def encode(encoding: Encoding, rows: NDArray[np.float32]) -> Tensor:
+    """float32 [n, E], 0..1 in steps of 2^-ENCODING_BITS: just what the exact network will see."""
+    encoder = Encoder(encoding)
+    with torch.inference_mode():
+        parts = [
+            (encoder(torch.from_numpy(part)) / 2.0**ENCODING_BITS).to(torch.float32)
+            for part in np.array_split(rows, max(1, len(rows) // 8192))
+        ]
+    return torch.cat(parts).clone()
+
+
+class Ensemble(nn.Module):
+    """float32 [n, E] (shared) -> logits float32 [members, n]."""
+
+    def __init__(self, inputs: int, shape: Shape, start_logit: float, generator: torch.Generator) -> None:
+        super().__init__()
+        widths = [inputs, *shape.hidden, 1]
+        self.weights = nn.ParameterList()
+        self.biases = nn.ParameterList()
+        for number, (wide, narrow) in enumerate(pairwise(widths)):
+            spread = math.sqrt((2.0 if number else 1.0) / wide)
+            draw = torch.randn(shape.members, wide, narrow, generator=generator) * spread
+            self.weights.append(nn.Parameter(draw))
+            self.biases.append(nn.Parameter(torch.zeros(shape.members, 1, narrow)))
+        with torch.no_grad():
+            self.biases[-1].fill_(start_logit)
+
+    def forward(self, encoded: Tensor, dropout: float = 0.0, generator: torch.Generator | None = None) -> Tensor:
+        members, inputs, width = self.weights[0].shape
+        # One wide product for all members: they read the same rows.
+        wide = encoded @ self.weights[0].transpose(0, 1).reshape(inputs, members * width)
+        hidden = wide.view(-1, members, width).transpose(0, 1) + self.biases[0]
+        for weights, bias in zip(self.weights[1:], self.biases[1:], strict=True):
+            hidden = torch.relu(hidden)
+            if dropout:
+                kept = torch.empty_like(hidden).bernoulli_(1.0 - dropout, generator=generator)
+                hidden = hidden * kept / (1.0 - dropout)
+            hidden = torch.bmm(hidden, weights) + bias
+        logits: Tensor = hidden[..., 0]
+        return logits
+
+
+def exact(encoding: Encoding, ensemble: Ensemble, table: NDArray[np.float32]) -> ExactNetwork:
+    """The ensemble's mean logit on the binary grid, through `table` (float32 [TABLE_SIZE], step LOGIT_STEP)."""
+    count = len(ensemble.weights)
+    layers = []
+    bits = ENCODING_BITS
+    for number, (weights, bias) in enumerate(zip(ensemble.weights, ensemble.biases, strict=True)):
+        last = number == count - 1
+        # The mean over members: each one's output counts for its share.
+        share = 1.0 / len(weights) if last else 1.0
+        grid = OUTPUT_BITS if last else WEIGHT_BITS
+        after = LOGIT_BITS if last else HIDDEN_BITS
+        layers.append(
+            Layer(
+                weights=np.rint(weights.detach().double().numpy() * share * 2.0**grid),
+                bias=np.rint(bias.detach().double().numpy()[:, 0, :] * share * 2.0 ** (bits + grid)),
+                shift=bits + grid - after,
+                cap=HIDDEN_CAP * 2.0**HIDDEN_BITS,
+            )
+        )
+        bits = HIDDEN_BITS
+    return ExactNetwork(encoding, layers, table)
+
+
+def logits(network: ExactNetwork, rows: NDArray[np.float32]) -> NDArray[np.float64]:
+    """float64 [n]: the exact network's logits, before the table turns them into probabilities."""
+    if not len(rows):
+        return np.zeros(0)
+    with torch.inference_mode():
+        parts = [
+            network.positions(torch.from_numpy(part)).numpy() for part in np.array_split(rows, 1 + len(rows) // 8192)
+        ]
+    return (np.concatenate(parts) - TABLE_SIZE // 2) * LOGIT_STEP

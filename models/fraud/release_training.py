@@ -1,0 +1,172 @@
+"""From a dataset to an immutable release: what `trine train fraud` does.
+
+validation fold (labels as known when it trained)  -> fit, calibrate, choose thresholds
+training days   (labels as known at test start)    -> fit anew, measure rules: this network is released
+test days, where the dataset has them              -> the published metrics
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from feature_store.dataset import DAY_US, TRANSACTIONS, day_files
+from model_release import Release
+from model_release.exact_network import ExactNetwork
+from model_release.writer import Draft, write_release
+from numpy.typing import NDArray
+
+import models.torchserve
+from models.fraud.calibration import Calibration, fit_calibration
+from models.fraud.card import model_card
+from models.fraud.evaluation import Evaluation, evaluate
+from models.fraud.features import PLAN
+from models.fraud.history import LabelledHistory, day_date, load_history
+from models.fraud.network import LOGIT_STEP, TABLE_SIZE, exact, logits
+from models.fraud.protocol import Fold, TooLittleData, test_rows, train_rows
+from models.fraud.rules import measure_rules
+from models.fraud.thresholds import choose_thresholds
+from models.fraud.training import Recipe, fit
+
+GOLDEN_ROWS = 512
+HANDLER = Path(models.torchserve.__path__[0]) / "handler.py"
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """What a user decides. `review_budget`: cards a day; `deny_precision`: share of frauds among what is denied."""
+
+    review_budget: int = 100
+    deny_precision: float = 0.9
+    unrecorded: Literal["answer", "refuse"] = "refuse"
+    recipe: Recipe = field(default_factory=Recipe)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trained:
+    """The release and how it did; `test` is None where the dataset ends before the test days do."""
+
+    release: Release
+    validation: Evaluation
+    test: Evaluation | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fit:
+    """A network whose table is that of an uncalibrated logistic, and its logits of `rows` (indices, int64 [m])."""
+
+    network: ExactNetwork
+    rows: NDArray[np.int64]
+    logit: NDArray[np.float64]
+
+
+def train_release(
+    dataset: Path | str,
+    releases: Path | str,
+    fold: Fold,
+    choices: Choices,
+    advance: Callable[[float], None] = lambda _: None,
+) -> Trained:
+    """Trains for `fold` and writes the release. `advance` gets shares of the work, which add up to 2.
+
+    Raises:
+        TooLittleData: days or labels are missing; the message names which.
+        feature_store.dataset.DatasetError: the dataset cannot be read.
+        model_release.ReleaseError: the folder of a release of this content is there and damaged.
+    """
+    earlier = fold.validation()
+    tested = _has_days_until(dataset, fold.test_end)
+    history = load_history(dataset, PLAN, earlier.train_start, fold.test_end if tested else fold.test_start)
+    known = history.fraud_as_known(fold.trained_at_us)
+
+    held_out = test_rows(history, earlier)
+    trial = fit_fold(history, earlier, held_out, choices.recipe, advance)
+    if not known[held_out].any():
+        raise TooLittleData(f"validation days from {day_date(earlier.test_start)}: no fraud reported until training")
+    calibration = fit_calibration(trial.logit, known[held_out])
+    scores = probabilities(calibration, trial.logit)
+    thresholds, basis = choose_thresholds(
+        history.day[held_out],
+        history.card[held_out],
+        known[held_out],
+        scores,
+        choices.review_budget,
+        choices.deny_precision,
+    )
+    validation = evaluate(history, held_out, scores, known, thresholds)
+
+    rows = train_rows(history, fold)
+    judged = test_rows(history, fold) if tested else np.zeros(0, dtype=np.int64)
+    final = fit_fold(history, fold, judged, choices.recipe, advance)
+    test = None
+    if tested:
+        test = evaluate(history, judged, probabilities(calibration, final.logit), history.fraud, thresholds)
+    policy = measure_rules(PLAN.features, history.vectors[rows], known[rows], choices.unrecorded)
+
+    training = {
+        "train": _days(fold.train_start, fold.train_end),
+        "delay_days": fold.delay_days,
+        "validation_train": _days(earlier.train_start, earlier.train_end),
+        "validation": _days(earlier.test_start, earlier.test_end),
+        "test": _days(fold.test_start, fold.test_end) if tested else None,
+        "labels_known_at": str(day_date(fold.test_start)),
+        "transactions": len(rows),
+        "frauds": int(known[rows].sum()),
+        "recipe": asdict(choices.recipe),
+    }
+    metrics = {"validation": validation.summary(), "test": test.summary() if test else None}
+    draft = Draft(
+        plan=PLAN,
+        network=final.network.with_table(calibration.table()),
+        golden_inputs=golden_rows(history.vectors[rows], known[rows], choices.recipe.seed),
+        model_card=model_card(training, metrics, thresholds, basis, policy),
+        thresholds=thresholds,
+        threshold_basis=basis,
+        calibration={"method": "platt", **asdict(calibration), "fitted_on": "validation"},
+        policy=policy,
+        metrics=metrics,
+        training=training,
+    )
+    return Trained(write_release(releases, draft, HANDLER), validation, test)
+
+
+def fit_fold(
+    history: LabelledHistory,
+    fold: Fold,
+    judged: NDArray[np.int64],
+    recipe: Recipe,
+    advance: Callable[[float], None] = lambda _: None,
+) -> Fit:
+    """Fits on the fold's training days, with labels as known when its test begins, and judges `judged`."""
+    rows = train_rows(history, fold)
+    known = history.fraud_as_known(fold.trained_at_us)
+    fitted = fit(history.features, history.vectors[rows], known[rows], recipe, advance)
+    network = exact(fitted.encoding, fitted.ensemble, Calibration(1.0, 0.0).table())
+    return Fit(network, judged, logits(network, history.vectors[judged]))
+
+
+def probabilities(calibration: Calibration, logit: NDArray[np.float64]) -> NDArray[np.float32]:
+    """float32 [n]: what the released module gives for these logits, to the bit."""
+    return calibration.table()[np.rint(logit / LOGIT_STEP).astype(np.int64) + TABLE_SIZE // 2]
+
+
+def golden_rows(rows: NDArray[np.float32], fraud: NDArray[np.bool_], seed: int) -> NDArray[np.float32]:
+    """GOLDEN_ROWS rows, float32 [n, F]: frauds, others, and values at and beyond the ends of every feature."""
+    rng = np.random.default_rng(seed)
+    width = rows.shape[1]
+    ends = np.stack([np.zeros(width), rows.min(axis=0), rows.max(axis=0), np.full(width, 1e9), np.full(width, -1.0)])
+    frauds = rng.choice(np.flatnonzero(fraud), 128)
+    others = rng.choice(np.flatnonzero(~fraud), GOLDEN_ROWS - len(frauds) - len(ends))
+    return np.concatenate([ends.astype(np.float32), rows[frauds], rows[others]])
+
+
+def _has_days_until(dataset: Path | str, end_day: int) -> bool:
+    return bool(day_files(dataset, TRANSACTIONS)[-1][0] // DAY_US >= end_day - 1)
+
+
+def _days(start: int, end: int) -> list[str]:
+    """First and last day."""
+    return [str(day_date(start)), str(day_date(end - 1))]

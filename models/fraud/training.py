@@ -1,0 +1,125 @@
+"""Fitting the ensemble: deterministic by seed, whatever the number of cores.
+
+The members learn in GROUPS threads of one torch thread each; a group's batches, starts and dropout come from its own
+generator, so that neither scheduling nor the machine's cores can change the result.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from model_release.exact_network import Encoding
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from models.fraud.network import Ensemble, Shape, encode, encoding_of
+from models.fraud.protocol import TooLittleData
+
+GROUPS = 2
+MIN_FRAUDS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Everything that decides how a network is fitted. `keep`: the share of non-frauds drawn anew for every epoch."""
+
+    shape: Shape = field(default_factory=Shape)
+    epochs: int = 20
+    batch: int = 512
+    learning_rate: float = 2e-3
+    weight_decay: float = 1e-2
+    dropout: float = 0.1
+    keep: float = 1.0
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fitted:
+    """A trained ensemble and the encoding that it reads."""
+
+    encoding: Encoding
+    ensemble: Ensemble
+
+
+def fit(
+    features: tuple[str, ...],
+    rows: NDArray[np.float32],
+    fraud: NDArray[np.bool_],
+    recipe: Recipe,
+    advance: Callable[[float], None] = lambda _: None,
+) -> Fitted:
+    """Trains on rows float32 [n, F] with labels bool [n].
+
+    `advance` is called from several threads with shares of the work, which add up to 1.
+
+    Raises:
+        TooLittleData: fewer than MIN_FRAUDS frauds, or nothing but frauds.
+    """
+    frauds = int(fraud.sum())
+    if frauds < MIN_FRAUDS or frauds == len(fraud):
+        raise TooLittleData(
+            f"training: {frauds} frauds in {len(fraud)} transactions, need at least {MIN_FRAUDS} and others beside "
+            "them; take more --train-days, or import fraud reports"
+        )
+    encoding = encoding_of(features, rows, fraud, recipe.shape.segments)
+    encoded, labels = encode(encoding, rows), torch.from_numpy(fraud.astype(np.float32))
+    if recipe.shape.members % GROUPS:
+        raise ValueError(f"members: must be a multiple of {GROUPS}, is {recipe.shape.members}")
+    share = replace(recipe.shape, members=recipe.shape.members // GROUPS)
+    with ThreadPoolExecutor(GROUPS) as pool:
+        groups = list(
+            pool.map(
+                lambda group: _fit_group(encoded, labels, replace(recipe, shape=share), group, advance), range(GROUPS)
+            )
+        )
+    return Fitted(encoding, _joined(groups, recipe.shape))
+
+
+def _fit_group(
+    encoded: Tensor, labels: Tensor, recipe: Recipe, group: int, advance: Callable[[float], None]
+) -> Ensemble:
+    torch.set_num_threads(1)
+    generator = torch.Generator().manual_seed(recipe.seed * GROUPS + group)
+    base = float(labels.mean())
+    ensemble = Ensemble(encoded.shape[1], recipe.shape, math.log(base / (1 - base)), generator)
+    positive, negative = torch.nonzero(labels > 0).flatten(), torch.nonzero(labels == 0).flatten()
+    drawn = max(1, round(len(negative) * recipe.keep))
+    # What is drawn less often counts for more, so that the network still learns the true odds.
+    weight_of = torch.where(labels > 0, 1.0, len(negative) / drawn)
+    size = len(positive) + drawn
+    per_epoch = math.ceil(size / recipe.batch)
+    optimizer = torch.optim.AdamW(
+        ensemble.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, foreach=True
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, recipe.learning_rate, total_steps=recipe.epochs * per_epoch, pct_start=0.2
+    )
+    for _ in range(recipe.epochs):
+        some = negative[torch.randperm(len(negative), generator=generator)[:drawn]]
+        order = torch.cat([positive, some])[torch.randperm(size, generator=generator)]
+        for chosen in torch.split(order, recipe.batch):
+            logits = ensemble(encoded[chosen], recipe.dropout, generator)
+            losses = nn.functional.binary_cross_entropy_with_logits(
+                logits, labels[chosen].expand_as(logits), weight_of[chosen].expand_as(logits), reduction="none"
+            )
+            optimizer.zero_grad()
+            # The sum over members: each is trained as if alone.
+            losses.mean(1).sum().backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
+        advance(1.0 / (recipe.epochs * GROUPS))
+    return ensemble
+
+
+def _joined(groups: list[Ensemble], shape: Shape) -> Ensemble:
+    """One ensemble of all groups' members."""
+    whole = Ensemble(groups[0].weights[0].shape[1], shape, 0.0, torch.Generator())
+    with torch.no_grad():
+        for name, parameter in whole.named_parameters():
+            parameter.copy_(torch.cat([dict(group.named_parameters())[name] for group in groups]))
+    return whole
