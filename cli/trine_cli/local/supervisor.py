@@ -169,6 +169,7 @@ class Supervisor:
             with component.lock:
                 if self._closing.is_set():
                     raise _GivenUp
+                component.state = State.STARTING
                 component.server.launch()
             self._until_ready(component)
         except Exception as error:
