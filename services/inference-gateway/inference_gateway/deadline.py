@@ -16,6 +16,9 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
+#: Per slot of a few milliseconds: a hiccup is remembered for some tenths of a second.
+_LAG_DECAY = 0.98
+
 
 @dataclass(frozen=True, slots=True)
 class DeadlinePolicy:
@@ -32,22 +35,27 @@ class DeadlinePolicy:
     reserve_max_s: float = 0.03
     model_min_s: float = 0.002
 
-    def answer_within(self, remaining_s: float | None) -> float:
-        """Seconds from arrival to the decision at the latest, for a client with `remaining_s` left; may be <= 0."""
+    def answer_within(self, remaining_s: float | None, lag_s: float = 0.0) -> float:
+        """Seconds from arrival to the decision at the latest, for a client with `remaining_s` left; may be <= 0.
+
+        `lag_s`: how late this process lately was with anything. The reply will be too, and the request was.
+        """
         given = self.default_s if remaining_s is None else min(remaining_s, self.longest_s)
         reserve = min(max(given * self.reserve_share, self.reserve_min_s), self.reserve_max_s)
-        return given - reserve
+        return given - reserve - min(2 * lag_s, given / 2)
 
 
 class DeadlineWheel(Generic[T]):
     """Calls `overdue` with what is due, one timer for all that are due within the same few milliseconds.
 
     Nothing is taken out: `overdue` is given what was finished long ago too and must know. Owned by the event loop.
+    `lag_s`: how late its timers were lately, which says how long everything waits for the core.
     """
 
     def __init__(self, overdue: Callable[[list[T]], None], slot_s: float = 0.002) -> None:
         self._overdue, self._slot_s = overdue, slot_s
         self._slots: dict[int, list[T]] = {}
+        self.lag_s = 0.0
 
     def add(self, thing: T, at_s: float) -> None:
         """`thing` is due at `at_s` on time.perf_counter(), or a slot earlier."""
@@ -62,4 +70,6 @@ class DeadlineWheel(Generic[T]):
         asyncio.get_running_loop().call_later(max(wait_s, 0.0), self._turn, number)
 
     def _turn(self, number: int) -> None:
+        late_s = time.perf_counter() - number * self._slot_s
+        self.lag_s = max(late_s, self.lag_s * _LAG_DECAY)
         self._overdue(self._slots.pop(number))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from datetime import datetime
 from decimal import Decimal, InvalidOperation
+from http import HTTPStatus
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Header, Request, Response
@@ -119,6 +120,9 @@ def build_app(scorer: Scorer, health: Health, metrics: Metrics) -> FastAPI:
 
     @app.exception_handler(HTTPException)
     async def refused(_: Request, error: HTTPException) -> Response:
+        if error.status_code == HTTPStatus.BAD_REQUEST:
+            # JSON that its parser gives up on, e.g. nested too deeply.
+            return problem(422, f"body: {error.detail}", "body")
         return problem(error.status_code, str(error.detail), "")
 
     @app.post(
@@ -196,7 +200,7 @@ def _minor(body: TransactionBody) -> int:
         value = Decimal(body.amount)
     except InvalidOperation:
         value = Decimal("NaN")
-    if not value.is_finite() or len(body.amount) > 32:
+    if not value.is_finite() or len(body.amount) > 32 or abs(value.adjusted()) > 20:
         raise InvalidRequest("amount", f'is {body.amount[:40]!r}; must be a decimal number such as "123.45"')
     minor = value.scaleb(digits)
     if minor != minor.to_integral_value():

@@ -73,7 +73,7 @@ class Scorer:
         """
         job = Job(len(requests))
         now = time.perf_counter()
-        answer_by = now + self._deadlines.answer_within(remaining_s)
+        answer_by = now + self._deadlines.answer_within(remaining_s, self._wheel.lag_s)
         room = self._max_waiting - len(self._features)
         fresh: list[Work] = []
         for index, request in enumerate(requests):

@@ -126,12 +126,14 @@ class TransactionAdapter:
         return Request(features, event, customer.encode(), shard_of(customer, self._shards))
 
     def _problem(self, t: scoring.Transaction, time_us: int) -> InvalidRequest:
-        if not t.HasField("event_time"):
-            return InvalidRequest("event_time", "is missing; must be a time in UTC")
-        if not 0 <= t.event_time.nanos < 1_000_000_000:
-            return InvalidRequest("event_time", f"has {t.event_time.nanos} nanos; must have 0 to 999999999")
         ids = {name: getattr(t, name) for name in ("transaction_id", *_ENTITY_FIELDS)}
-        problem = first_problem({**ids, "event_time_us": time_us, "amount": t.amount_minor, "currency": t.currency})
+        problem = first_problem(ids)
+        if problem is None:
+            if not t.HasField("event_time"):
+                return InvalidRequest("event_time", "is missing; must be a time in UTC")
+            if not 0 <= t.event_time.nanos < 1_000_000_000:
+                return InvalidRequest("event_time", f"has {t.event_time.nanos} nanos; must have 0 to 999999999")
+            problem = first_problem({"event_time_us": time_us, "amount": t.amount_minor, "currency": t.currency})
         if problem is None:
             return InvalidRequest("transaction", "cannot be used")
         public = {"event_time_us": "event_time", "amount": "amount_minor"}
