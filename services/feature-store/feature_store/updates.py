@@ -8,8 +8,10 @@ from the offset in Redis.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -364,5 +366,5 @@ def _groups(shard: int, part: EventColumns, index: Mapping[tuple[int, str], int]
 
 def _origin(origins: Origins, row: int) -> tuple[int, int, int]:
     """Shard, part and row within the part of a row of the joined events."""
-    first, shard, part = max(o for o in origins if o[0] <= row)
+    first, shard, part = origins[bisect_right(origins, row, key=itemgetter(0)) - 1]
     return shard, part, row - first
