@@ -1,0 +1,60 @@
+"""Replay of recorded decisions with Kafka as the archive and a folder of releases: for the command and the demo."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from batch_scorer.outcome import Replayed, Report
+from batch_scorer.replay import Replay, ServedRelease
+from batch_scorer.vectors import Base
+from model_release import list_releases, open_release, scoring_module
+
+from trine_cli.errors import BadInput
+from trine_cli.kafka_archive import KafkaArchive
+from trine_cli.kafka_log import Advance
+
+
+def replay_decisions(
+    bootstrap: str,
+    releases: Path,
+    base: tuple[Path, int] | None = None,
+    from_us: int | None = None,
+    to_us: int | None = None,
+    advance: Advance = lambda topic, messages: None,
+) -> tuple[Report, list[Replayed]]:
+    """Every decision on events from `from_us` to before `to_us`, replayed; `base`: dataset and cut of a rebuild.
+
+    Raises Unavailable, BadInput, model_release.ReleaseError, feature_store.dataset.DatasetError.
+    """
+    if not releases.is_dir():
+        raise BadInput(f"--releases {releases}: is not a folder")
+    known = {path.name: path for path in list_releases(releases)}
+
+    def served(release: str) -> ServedRelease | None:
+        if release not in known:
+            return None
+        return ServedRelease(open_release(known[release]), scoring_module.load(known[release]))
+
+    replay = Replay(KafkaArchive(bootstrap, advance), served, None if base is None else Base(*base))
+    found = list(replay.run(from_us, to_us))
+    return replay.report, found
+
+
+def write_outcomes(found: Iterable[Replayed], out: Path) -> None:
+    """A Parquet file with a row a decision: its id, `equal`, and in words what differs."""
+    rows = list(found)
+    table = pa.table(
+        {
+            "decision_id": [r.decision_id for r in rows],
+            "equal": [r.equal for r in rows],
+            "differences": pa.array([[str(d) for d in r.differences] for r in rows], pa.list_(pa.string())),
+        }
+    )
+    unfinished = out.with_name(f".{out.name}.unfinished")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, unfinished)
+    os.replace(unfinished, out)

@@ -1,0 +1,118 @@
+"""Kafka as the archive that decisions are replayed from: its topics keep every event from the beginning.
+
+Messages are taken in by the worker's own functions, so both agree on which of them are sound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from batch_scorer.archive import EntityTopic, LogExtent, LoggedEvents, LoggedRows
+from feature_store.definitions import FeaturePlan
+from feature_store.history import EntityKeys
+from feature_store.kernel import Int64s
+from stream_worker import entity_batch
+from stream_worker.entity_batch import Part
+from stream_worker.intake import NO_LATENESS, Messages, take_in
+from stream_worker.streams import PlanStreams
+from trine.events.v1.events_pb2 import DecisionRecord
+
+from trine_cli.kafka_log import Advance, KafkaLog
+
+DECISIONS = "trine.decisions"
+_STEP = 5_000
+_NO_LIMIT_US = 1 << 61
+
+
+class KafkaArchive:
+    """batch_scorer.archive.Archive over the Kafka at `bootstrap`. Raises trine_cli.errors.Unavailable."""
+
+    def __init__(self, bootstrap: str, advance: Advance = lambda topic, messages: None) -> None:
+        self._log = KafkaLog(bootstrap)
+        self._advance = advance
+
+    def events(self, plan: FeaturePlan) -> LoggedEvents:
+        stream = PlanStreams.of(plan).sources[plan.source.topic]
+        messages, extent = self._messages(stream.topic)
+        # Nothing is late or ahead here: replay judges that, event by event.
+        taken, _ = take_in(
+            messages, stream, [e.key for e in plan.entities], {}, extent.shards, NO_LATENESS, _NO_LIMIT_US
+        )
+        values, at = messages.values, taken.row.tolist()
+        return LoggedEvents(
+            extent=extent,
+            partition=taken.partition,
+            offset=messages.offset[taken.row],
+            time_us=taken.time_us,
+            id=taken.id,
+            fields=taken.fields,
+            entities={e.name: EntityKeys(taken.keys[e.key].index, taken.keys[e.key].values) for e in plan.entities},
+            message_at=lambda row: stream.layout.message.FromString(values[at[row]] or b""),
+        )
+
+    def entity_topic(self, plan: FeaturePlan, entity: str) -> EntityTopic:
+        target = PlanStreams.of(plan).derived[plan.topic_of(entity)]
+        messages, extent = self._messages(target.topic)
+        parts: dict[str, list[tuple[int, Part]]] = {}
+        places = zip(messages.partition.tolist(), messages.offset.tolist(), messages.values, strict=True)
+        for partition, offset, value in places:
+            try:
+                found = entity_batch.decode(value, target, partition, extent.shards)
+            except entity_batch.BatchMalformed:
+                continue  # the worker refused it too
+            for part in found:
+                parts.setdefault(part.columns.source, []).append((offset, part))
+        return EntityTopic(extent, {source: _rows(of) for source, of in parts.items()})
+
+    def decisions(self) -> Iterator[DecisionRecord]:
+        # Up to now and no further: what these decisions were made of is in the topics that are read afterwards.
+        until = self._log.ends(DECISIONS)
+        count = 0
+        for message in self._log.read(DECISIONS, until):
+            yield DecisionRecord.FromString(message.value() or b"")
+            count += 1
+            if count % _STEP == 0:
+                self._advance(DECISIONS, _STEP)
+        self._advance(DECISIONS, count % _STEP)
+
+    def _messages(self, topic: str) -> tuple[Messages, LogExtent]:
+        facts = self._log.describe(topic)
+        ends: dict[int, int] = {}
+        partition, offset, values = [], [], []
+        for message in self._log.read(topic, ends=ends):
+            partition.append(message.partition())
+            offset.append(message.offset())
+            values.append(message.value())
+            if len(values) % _STEP == 0:
+                self._advance(topic, _STEP)
+        self._advance(topic, len(values) % _STEP)
+        read = Messages(
+            topic=topic,
+            partition=np.array(partition, dtype=np.int64),
+            offset=np.array(offset, dtype=np.int64),
+            last_us={},
+            keys=[],
+            values=values,
+        )
+        return read, LogExtent(facts.topic_id, ends)
+
+
+def _rows(parts: list[tuple[int, Part]]) -> LoggedRows:
+    """All parts of one source as columns, each row with the offset of its message."""
+    keys: dict[str, int] = {}
+    codes: list[Int64s] = []
+    for _, part in parts:
+        names = part.columns.keys
+        lookup = np.fromiter((keys.setdefault(k, len(keys)) for k in names), np.int64, len(names))
+        codes.append(lookup[part.columns.key_index])
+    columns = [part.columns for _, part in parts]
+    known = [c.known_at_us for c in columns if c.known_at_us is not None]
+    return LoggedRows(
+        keys=EntityKeys(np.concatenate(codes), list(keys)),
+        offset=np.repeat(np.array([offset for offset, _ in parts], dtype=np.int64), [len(c.id) for c in columns]),
+        time_us=np.concatenate([c.time_us for c in columns]),
+        id=np.concatenate([c.id for c in columns]),
+        fields={name: np.concatenate([c.fields[name] for c in columns]) for name in columns[0].fields},
+        known_at_us=np.concatenate(known) if known else None,
+    )
