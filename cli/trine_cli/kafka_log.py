@@ -16,10 +16,7 @@ from confluent_kafka import (
     TopicCollection,
     TopicPartition,
 )
-from confluent_kafka.admin import (
-    AdminClient,
-    OffsetSpec,  # type: ignore[attr-defined]  # public, but not listed as exported
-)
+from confluent_kafka.admin import AdminClient
 
 from trine_cli.errors import Unavailable
 
@@ -57,13 +54,20 @@ class KafkaLog:
 
     def ends(self, topic: str) -> dict[int, int]:
         """The offset after each partition's last message, as of now. Raises Unavailable."""
-        wanted = {TopicPartition(topic, p): _latest() for p in range(self.describe(topic).partitions)}
-        with AdminClient({"bootstrap.servers": self._bootstrap, "log_level": 0}) as admin:
-            asked = admin.list_offsets(wanted, request_timeout=self._patience_s)
-            try:
-                return {at.partition: found.result(self._patience_s).offset for at, found in asked.items()}
-            except KafkaException as error:
-                raise Unavailable(f"topic {topic} on Kafka at {self._bootstrap}: {error.args[0].str()}") from error
+        partitions = self.describe(topic).partitions
+        consumer = self._consumer()
+        try:
+            found = {}
+            for p in range(partitions):
+                offsets = consumer.get_watermark_offsets(TopicPartition(topic, p), timeout=self._patience_s)
+                if offsets is None:
+                    raise Unavailable(f"Kafka at {self._bootstrap} does not say where {topic}, partition {p}, ends")
+                found[p] = offsets[1]
+            return found
+        except KafkaException as error:
+            raise Unavailable(f"topic {topic} on Kafka at {self._bootstrap}: {error.args[0].str()}") from error
+        finally:
+            consumer.close()
 
     def read(
         self, topic: str, until: Mapping[int, int] | None = None, ends: dict[int, int] | None = None
@@ -74,19 +78,7 @@ class KafkaLog:
         `ends` is filled with the offset after each partition's last message. Raises Unavailable.
         """
         partitions = self.describe(topic).partitions
-        consumer = Consumer(
-            {
-                "bootstrap.servers": self._bootstrap,
-                # A client needs the name of a group to read; it never joins it.
-                "group.id": f"trine-log-{uuid.uuid4().hex}",
-                "enable.auto.commit": False,
-                "isolation.level": "read_committed",
-                "enable.partition.eof": True,
-                "auto.offset.reset": "error",
-                "queued.max.messages.kbytes": 65_536,
-                "log_level": 0,
-            }
-        )
+        consumer = self._consumer()
         left = set(range(partitions)) if until is None else {p for p, end in until.items() if end > 0}
         limit = {} if until is None else until
         try:
@@ -100,6 +92,21 @@ class KafkaLog:
                     left.discard(partition)
         finally:
             consumer.close()
+
+    def _consumer(self) -> Consumer:
+        return Consumer(
+            {
+                "bootstrap.servers": self._bootstrap,
+                # A client needs the name of a group to read; it never joins it.
+                "group.id": f"trine-log-{uuid.uuid4().hex}",
+                "enable.auto.commit": False,
+                "isolation.level": "read_committed",
+                "enable.partition.eof": True,
+                "auto.offset.reset": "error",
+                "queued.max.messages.kbytes": 65_536,
+                "log_level": 0,
+            }
+        )
 
     def _messages(self, consumer: Consumer, topic: str, left: set[int], ends: dict[int, int]) -> Iterator[Message]:
         """Messages of the partitions in `left`, which are taken out of it as they end."""
@@ -121,7 +128,3 @@ class KafkaLog:
                         left.discard(message.partition() or 0)
                 elif not error.retriable():
                     raise Unavailable(f"Kafka at {self._bootstrap}, topic {topic}: {error.str()}")
-
-
-def _latest() -> OffsetSpec:
-    return OffsetSpec.latest()  # type: ignore[no-untyped-call]  # its package has no type hint for it
