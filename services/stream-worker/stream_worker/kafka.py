@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from confluent_kafka import KafkaError, KafkaException, TopicCollection
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import AdminClient
 from service_kit.logs import get_logger
 
@@ -57,6 +57,23 @@ def consumer_config(settings: WorkerSettings, group: str) -> ClientConfig:
     if settings.static_membership:
         config["group.instance.id"] = settings.worker_id
     return config
+
+
+def onlooker(settings: WorkerSettings, group: str) -> Consumer:
+    """A consumer that reads what the group has committed, and never joins it.
+
+    (The admin client could too, but its error path crashes where the broker has no coordinator yet.)
+    """
+    config: ClientConfig = {
+        "bootstrap.servers": settings.kafka_bootstrap,
+        "group.id": f"{settings.group_prefix}-{group}",
+        "client.id": settings.worker_id,
+        # Transactions still open are none of its business.
+        "isolation.level": "read_uncommitted",
+        "enable.auto.commit": False,
+        "error_cb": report_error,
+    }
+    return Consumer(config)
 
 
 def producer_config(settings: WorkerSettings) -> ClientConfig:

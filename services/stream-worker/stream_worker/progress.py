@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from confluent_kafka import ConsumerGroupTopicPartitions, IsolationLevel, KafkaException, TopicPartition
+from confluent_kafka import Consumer, IsolationLevel, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
 from service_kit.logs import get_logger
 
@@ -97,8 +97,11 @@ class ProgressTracker:
 class ProgressProbe:
     """Asks Kafka, in a thread of its own; hands over checkpoints and topic ids."""
 
-    def __init__(self, admin: AdminClient, streams: PlanStreams, rekey_group: str, shards: int, every_s: float) -> None:
-        self._admin, self._streams, self._group = admin, streams, rekey_group
+    def __init__(
+        self, admin: AdminClient, onlooker: Consumer, streams: PlanStreams, shards: int, every_s: float
+    ) -> None:
+        """`onlooker`: a consumer of the re-key stage's group that never joins it."""
+        self._admin, self._onlooker, self._streams = admin, onlooker, streams
         self._shards, self._every_s = shards, every_s
         self._found: deque[Checkpoint] = deque(maxlen=_KEPT)
         self.topic_ids: dict[str, str] = {}
@@ -106,6 +109,12 @@ class ProgressProbe:
 
     def run(self, stop: threading.Event) -> None:
         """Probe until `stop`; a Kafka that does not answer gives no proofs."""
+        try:
+            self._run(stop)
+        finally:
+            self._onlooker.close()
+
+    def _run(self, stop: threading.Event) -> None:
         asked_ids = 0.0
         while not stop.wait(self._every_s):
             try:
@@ -150,10 +159,9 @@ class ProgressProbe:
 
     def _rekeyed_until(self, began_us: int, ends: dict[str, Ints]) -> int:
         """Everything recorded on the sources before this time is on the re-keyed topics."""
-        asked = self._admin.list_consumer_group_offsets(
-            [ConsumerGroupTopicPartitions(self._group)], request_timeout=kafka.REQUEST_TIMEOUT_S
-        )
-        found = {(tp.topic, tp.partition): tp for tp in asked[self._group].result().topic_partitions}
+        asked = [TopicPartition(t, p) for t, p in kafka.partitions(list(self._streams.rekeyed), self._shards)]
+        committed = self._onlooker.committed(asked, timeout=kafka.REQUEST_TIMEOUT_S)
+        found = {(tp.topic, tp.partition): tp for tp in committed}
         until, lag = began_us, 0
         for topic in self._streams.rekeyed:
             for partition, end in enumerate(ends[topic].tolist()):

@@ -1,3 +1,0 @@
-def test_clean(clean):
-    print(len(clean))
-    assert clean
