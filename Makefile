@@ -5,6 +5,8 @@ PY := $(VENV)/bin/python
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 PYTHON ?= $(firstword $(shell command -v python3.11 python3))
 PROTOS := $(shell find proto/trine -name '*.proto')
+# Each folder of tests by itself: every one may have its conftest.py.
+TESTS := $(wildcard proto/tests services/*/tests models/*/tests cli/tests)
 PACKAGES := $(wildcard proto/pyproject.toml services/*/pyproject.toml cli/pyproject.toml)
 
 .PHONY: help setup lint test clean
@@ -40,7 +42,8 @@ $(VENV)/.ready: proto/gen/.ready constraints.txt pyproject.toml $(PACKAGES)
 lint: setup      ## ruff, mypy --strict, contract compatibility
 	@ruff check .
 	@ruff format --check .
-	@mypy services models cli proto/generate.py proto/compatibility.py proto/tests
+	@mypy --exclude '/tests/' services models cli benchmarks conftest.py proto/generate.py proto/compatibility.py
+	@for tests in $(TESTS); do echo "mypy $$tests"; mypy --no-error-summary $$tests || exit 1; done
 	@$(PY) proto/compatibility.py
 
 test: setup      ## all tests, with real Redis, Kafka and TorchServe
