@@ -73,7 +73,7 @@ class GatewayMetrics:
     def watch(self, recorder: Recorder, waiting: int) -> None:
         """Take the gauges' values; called about once a second."""
         self._waiting.set(waiting)
-        self._spool.set(recorder.spool.size)
+        self._spool.set(recorder.spool.waiting_bytes)
         self._queued.set(recorder.queued)
         self._backlog.set(recorder.backlog)
         delivered, refused = recorder.delivered_total, recorder.failed_total

@@ -52,9 +52,14 @@ async def start(life: Lifecycle, settings: GatewaySettings) -> None:
     if spool.damaged:
         log.warning("the spool had torn or damaged bytes, which were skipped", bytes=spool.damaged)
     topics = (Topic(plan.source.topic, plan.source.message), Topic(DECISIONS_TOPIC, DECISION_MESSAGE))
-    producer = KafkaProducer(settings.kafka_bootstrap, topics, linger_ms=settings.kafka_linger_ms)
+    producer = KafkaProducer(
+        settings.kafka_bootstrap,
+        topics,
+        linger_ms=settings.kafka_linger_ms,
+        queue_bytes=settings.kafka_queue_bytes,
+    )
     await check_topics(producer, settings.shards)
-    recorder = Recorder(spool, producer)
+    recorder = Recorder(spool, producer, memory_bytes=settings.recorder_memory_bytes)
     life.on_stop("recorder", lambda: recorder.close(10.0), deadline_s=15.0)
     life.task("recorder", recorder.run())
 

@@ -40,6 +40,9 @@ class GatewaySettings(ServiceSettings):
     spool_segment_bytes: int = Field(16 << 20, ge=1 << 16)
     #: Partitions of the topics and shards of the state; chosen once.
     shards: int = Field(64, ge=1, le=4_096)
+    #: What is kept in memory for Kafka; the rest waits in the spool's files.
+    recorder_memory_bytes: int = Field(8 << 20, ge=1 << 12)
+    kafka_queue_bytes: int = Field(32 << 20, ge=1 << 16)
     kafka_linger_ms: int = Field(10, ge=0, le=1_000)
     redis_timeout_ms: int = Field(250, ge=10)
     #: How long an answer is kept for repeats of its request.

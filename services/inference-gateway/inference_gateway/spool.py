@@ -156,6 +156,11 @@ class Spool:
         os.close(self._lock)
 
     @property
+    def waiting_bytes(self) -> int:
+        """Bytes of the segments that Kafka has not acknowledged in full."""
+        return sum(segment.size for segment in self.segments if segment.unacked)
+
+    @property
     def _limit(self) -> int:
         return self._max - self._reserve
 

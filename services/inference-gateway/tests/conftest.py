@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import pytest
 from model_release import Release
@@ -19,9 +19,15 @@ from models.fraud.features import PLAN
 
 
 class NewGateway(Protocol):
-    """Starts a gateway with settings of its own on top of the scene's."""
+    """Starts a gateway with settings of its own on top of the scene's; `start=False` only makes it."""
 
     def __call__(self, *, processes: int = 1, start: bool = True, **settings: object) -> Gateway: ...
+
+
+class NewGateways(Protocol):
+    """Starts several gateways at a time, each a process with a spool of its own."""
+
+    def __call__(self, count: int, **settings: object) -> list[Gateway]: ...
 
 
 @pytest.fixture(scope="session")
@@ -67,3 +73,16 @@ def new_gateway(tmp_path: Path, scene: dict[str, object]) -> Iterator[NewGateway
             return gateway.start() if start else gateway
 
         yield make
+
+
+@pytest.fixture
+def new_gateways(new_gateway: NewGateway) -> NewGateways:
+    def make(count: int, **settings: Any) -> list[Gateway]:
+        gateways = [new_gateway(processes=1, start=False, **settings) for _ in range(count)]
+        for gateway in gateways:
+            gateway.launch()
+        for gateway in gateways:
+            gateway.wait_ready()
+        return gateways
+
+    return make

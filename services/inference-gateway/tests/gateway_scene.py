@@ -78,6 +78,15 @@ def wait_for(what: str, check: Callable[[], object], timeout_s: float = 30.0) ->
         time.sleep(0.02)
 
 
+def refused(call: Callable[[], object]) -> grpc.RpcError | None:
+    """The error that a call ends in; None where it ends well."""
+    try:
+        call()
+    except grpc.RpcError as error:
+        return error
+    return None
+
+
 class Gateway(Service):
     """A gateway as a child process, with clients for it."""
 

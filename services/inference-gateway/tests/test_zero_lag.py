@@ -5,7 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 
 from feature_store.ids import id64
-from tests.conftest import NewGateway
+from tests.conftest import NewGateways
 from tests.gateway_scene import DECISIONS, START_US, Gateway, Topic, new_id, transaction, wait_for
 from trine.events.v1.events_pb2 import DecisionRecord
 
@@ -15,8 +15,8 @@ def count(gateway: Gateway, id_: str, at_us: int, customer: str) -> int:
     return round(response.features["customer_count_1d"])
 
 
-def test_each_transaction_counts_all_before_it_on_any_process(new_gateway: NewGateway, state: str) -> None:
-    gateways = [new_gateway(redis_url=state) for _ in range(3)]
+def test_each_transaction_counts_all_before_it_on_any_process(new_gateways: NewGateways, state: str) -> None:
+    gateways = new_gateways(3, redis_url=state)
     ids = [new_id() for _ in range(50)]
     found = [count(gateways[k % 3], id_, START_US + k, "sequential") for k, id_ in enumerate(ids)]
     assert found == list(range(1, 51))
@@ -31,9 +31,9 @@ def test_each_transaction_counts_all_before_it_on_any_process(new_gateway: NewGa
 
 
 def test_concurrent_transactions_of_one_card_come_one_after_the_other(
-    new_gateway: NewGateway, state: str, kafka_bootstrap: str
+    new_gateways: NewGateways, state: str, kafka_bootstrap: str
 ) -> None:
-    gateways = [new_gateway(redis_url=state) for _ in range(3)]
+    gateways = new_gateways(3, redis_url=state)
     topic = Topic.now(kafka_bootstrap, DECISIONS)
     # Event time says nothing about arrival here: request k arrives whenever its thread gets to it.
     sent = {new_id(): START_US + k * 7_919 % 50 for k in range(50)}
