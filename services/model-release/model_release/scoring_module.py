@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,9 @@ from torch import nn
 
 from model_release.errors import ReleaseError
 from model_release.manifest import MODULE_FILE
+
+# torch traces with state that all threads share.
+_EXPORTING = threading.Lock()
 
 
 class ScoringModule:
@@ -90,7 +94,8 @@ def export(network: nn.Module, features: int, file: Path) -> None:
         raise ReleaseError(f"{file}: must be named {MODULE_FILE}")
     rows = torch.export.Dim("rows", min=1)
     # Two rows in the example: a dimension of one would be taken as fixed.
-    program = torch.export.export(network.eval(), (torch.zeros(2, features),), dynamic_shapes=({0: rows},))
+    with _EXPORTING:
+        program = torch.export.export(network.eval(), (torch.zeros(2, features),), dynamic_shapes=({0: rows},))
     for node in program.graph.nodes:
         # They name source files and lines of whoever exported, which would change the bytes.
         for key in ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node"):
