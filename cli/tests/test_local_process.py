@@ -93,6 +93,20 @@ def test_a_child_that_is_not_ready_in_time_says_what_is_missing(tmp_path: Path) 
     child.kill()
 
 
+def test_a_redis_which_overwrites_its_environment_is_not_left_either(tmp_path: Path) -> None:
+    program = (
+        "import sys, time; from pathlib import Path; from trine_cli.local.redis_server import RedisServer\n"
+        "print(RedisServer(Path(sys.argv[1])).start().pid, flush=True); time.sleep(1000)"
+    )
+    owner = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert owner.stdout is not None
+    redis = int(owner.stdout.readline())
+    assert not gone(redis)
+    owner.kill()
+    owner.wait()
+    assert eventually(lambda: gone(redis))
+
+
 @pytest.mark.parametrize("words", [[], ["stubborn"], ["detached"]], ids=["plain", "ignores SIGTERM", "own session"])
 def test_nothing_is_left_when_the_owner_is_killed(tmp_path: Path, words: list[str]) -> None:
     log = tmp_path / "log"

@@ -48,6 +48,7 @@ class Settings(ServiceSettings):
     inference: str = Field(description="URL of TorchServe's HTTP inference interface")
     workers: int = Field(default=1, ge=1, description="worker processes of each release")
     interval_s: float = Field(default=1.0, gt=0, description="seconds between two looks")
+    host: str = Field(default="0.0.0.0", description="address of the HTTP port")
     http_port: int | None = Field(default=None, description="port for /livez, /readyz, /metrics; none where not given")
 
 
@@ -147,7 +148,9 @@ async def start(life: Lifecycle, settings: Settings) -> None:
 
     life.task("look", look_for_ever())
     if settings.http_port is not None:
-        http = HttpServer(health_app("TorchServe registrar", life.health, life.metrics), settings.http_port)
+        http = HttpServer(
+            health_app("TorchServe registrar", life.health, life.metrics), settings.http_port, settings.host
+        )
         await http.start()
         life.on_stop("http", http.stop)
 

@@ -27,7 +27,7 @@ _guards: dict[int, tuple[str, subprocess.Popen[bytes]]] = {}
 
 
 def _owner_token() -> str:
-    """This process's token; its guardian is started with the first child (again after a fork)."""
+    """The token of this process's guardian, which is started with the first child (again after a fork)."""
     with _guard_lock:
         if os.getpid() not in _guards:
             token = secrets.token_hex(16)
@@ -42,6 +42,16 @@ def _owner_token() -> str:
             )
             _guards[os.getpid()] = (token, watch)
         return _guards[os.getpid()][0]
+
+
+def _tell_guardian(pid: int) -> None:
+    with _guard_lock:
+        pipe = _guards[os.getpid()][1].stdin
+        assert pipe is not None
+        # Somebody may have killed the guardian: the child is then on its own, as anything is on kill -9 of both.
+        with contextlib.suppress(BrokenPipeError):
+            pipe.write(f"{pid}\n".encode())
+            pipe.flush()
 
 
 class ChildProcess:
@@ -71,6 +81,7 @@ class ChildProcess:
                 cwd=cwd,
             )
         self.pid = self._popen.pid
+        _tell_guardian(self.pid)
         self.started_at = time.time()
 
     @property

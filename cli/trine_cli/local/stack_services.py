@@ -44,6 +44,7 @@ class ServiceFactory:
             "management": server.management_url,
             "inference": server.inference_url,
             "releases": self.releases,
+            "host": HOST,
             "http_port": self.ports.registrar,
         }
         return self._service(REGISTRAR, "models.torchserve.registrar", "REGISTRAR", settings, self.ports.registrar)
