@@ -239,6 +239,11 @@ class FeaturePlan:
         for v in self.views:
             if v.source.name != self.source.name:
                 raise DefinitionError(f"view {v.name}: reads {v.source.name}; the request carries {self.source.name}")
+        # Events are admitted once, for all views; a view that kept less than another admits would be cut short.
+        if len(spans := sorted({v.lateness for v in self.views})) > 1:
+            raise DefinitionError(
+                f"plan {self.model}: its views must declare one lateness, found {', '.join(map(str, spans))}"
+            )
         object.__setattr__(self, "features", tuple(names))
 
     @cached_property

@@ -8,12 +8,13 @@ worker's absorption later moves the event from the tail into the state, both und
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from enum import IntEnum
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import accumulate, chain
 from struct import Struct
-from typing import Any, Self, cast
+from typing import Any, NamedTuple, Self, cast
 
+import hiredis
 import numpy as np
 import redis.asyncio
 from numpy.typing import NDArray
@@ -26,10 +27,32 @@ from feature_store.assemble import request_matrix, view_matrix
 from feature_store.codec import StateCodec
 from feature_store.definitions import FeaturePlan, FeatureView
 from feature_store.ids import id64
-from feature_store.kernel import LAST_ID, Int64s, Points, Queries
+from feature_store.kernel import LAST_ID, Int64s, Queries, view_features, window_sums
+from feature_store.online_scripts import READ, TIDY
+from feature_store.online_types import (
+    BatchRead,
+    EntityRead,
+    FeatureRequest,
+    Outcome,
+    ViewRead,
+)
 from feature_store.sharding import shard_of
-from feature_store.state import NewEvents
+from feature_store.state import NewEvents, union
 from feature_store.updates import needs_tail, tail_field
+
+__all__ = [
+    "BatchRead",
+    "EntityRead",
+    "FeatureRequest",
+    "OnlineFeatures",
+    "Outcome",
+    "StoreMisconfigured",
+    "StoreUnavailable",
+    "ViewRead",
+]
+
+_OUTCOMES = tuple(Outcome)
+_UNTIDY_LIMIT = 4_096
 
 
 class StoreUnavailable(Exception):
@@ -38,121 +61,6 @@ class StoreUnavailable(Exception):
 
 class StoreMisconfigured(Exception):
     """Redis runs with a setting that loses state; the message says which and what would be right."""
-
-
-class Outcome(IntEnum):
-    """What the ledger and the clock say of a request. Only NEW (and a taken-over one, also NEW) wrote anything."""
-
-    NEW = 0
-    REPEATED = 1
-    PENDING = 2
-    CONFLICT = 3
-    LATE = 4
-    FUTURE = 5
-
-
-@dataclass(frozen=True, slots=True)
-class FeatureRequest:
-    """An event whose features are wanted. `keys`: entity name -> key; `fingerprint`: 16 bytes of the payload."""
-
-    event_id: str
-    time_us: int
-    keys: Mapping[str, str]
-    fields: Mapping[str, int]
-    fingerprint: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class ViewRead:
-    """What a view's features were made of. `known`: the entity has history besides this event."""
-
-    view: str
-    entity: str
-    key: str
-    version: str
-    topic: str
-    topic_id: str
-    shard: int
-    offset: int
-    tail_ids: tuple[int, ...]
-    known: bool
-    lost: bool
-
-
-@dataclass(frozen=True, slots=True)
-class BatchRead:
-    """One row per request. `vectors` float32[n, features], zeros where the outcome is not NEW.
-
-    `feature_usable` bool[n, features]: false for the features of a view whose shard has no state (lost, not built);
-    `usable` bool[n]: all of them. `lag_ms`: how far the worst shard's progress trails the wall clock.
-    """
-
-    outcomes: list[Outcome]
-    replies: list[bytes | None]
-    vectors: NDArray[np.float32]
-    feature_usable: NDArray[np.bool_]
-    usable: NDArray[np.bool_]
-    inputs: list[list[ViewRead]]
-    lag_ms: NDArray[np.int64]
-    clock_us: list[int]
-
-
-# KEYS per request: ledger, then per view meta, state, tail. ARGV: lease ms, lateness, max step, views, ledger ttl ms,
-# tail ttl ms; per view: 1 if it has a tail, 1 if its meta's clock judges the event's time; then per request:
-# fingerprint, event time, field of the tail, per view the tail's entry.
-_READ = """
-local t = redis.call('TIME')
-local now = t[1] * 1000 + math.floor(t[2] / 1000)
-local lease, lateness, step, views = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
-local keys, args = 1 + 3 * views, 3 + views
-local out = {}
-for r = 0, #KEYS / keys - 1 do
-  local k, a = r * keys + 1, 6 + 2 * views + r * args
-  local seen = redis.call('GET', KEYS[k])
-  local verdict, told = 0, false
-  if seen then
-    if string.sub(seen, 1, 16) ~= ARGV[a + 1] then verdict = 3
-    elseif string.sub(seen, 17, 17) == 'D' then verdict = 1; told = string.sub(seen, 18)
-    elseif tonumber(string.sub(seen, 18)) > now then verdict = 2 end
-  end
-  local views_read = {}
-  for v = 1, views do
-    if verdict ~= 0 then break end
-    local m = redis.call('HMGET', KEYS[k + 3 * v - 2], 'offset', 'clock', 'progress_us', 'topic_id')
-    views_read[v] = m
-    if ARGV[6 + 2 * v] == '1' and m[2] and tonumber(m[2]) >= 0 then
-      local at, clock = tonumber(ARGV[a + 2]), tonumber(m[2])
-      if at < clock - lateness then verdict = 4; told = m[2]
-      elseif at > clock + step then verdict = 5; told = m[2] end
-    end
-  end
-  if verdict == 0 then
-    redis.call('SET', KEYS[k], ARGV[a + 1] .. 'P' .. string.format('%.0f', now + lease), 'PX', ARGV[5])
-    for v = 1, views do
-      local m = views_read[v]
-      m[5] = redis.call('GET', KEYS[k + 3 * v - 1])
-      if ARGV[5 + 2 * v] == '1' then
-        local tail = KEYS[k + 3 * v]
-        if redis.call('HSETNX', tail, ARGV[a + 3], ARGV[a + 3 + v]) == 1 then
-          redis.call('HINCRBY', KEYS[k + 3 * v - 2], 'tails', 1)
-          redis.call('PEXPIRE', tail, ARGV[6])
-        end
-        m[6] = redis.call('HGETALL', tail)
-      end
-    end
-    out[r + 1] = {verdict, told, views_read}
-  else
-    out[r + 1] = {verdict, told}
-  end
-end
-return out
-"""
-
-# KEYS: tail, meta. ARGV: fields that the state holds already.
-_TIDY = """
-local removed = redis.call('HDEL', KEYS[1], unpack(ARGV))
-if removed > 0 then redis.call('HINCRBY', KEYS[2], 'tails', -removed) end
-"""
 
 
 class OnlineFeatures:
@@ -177,22 +85,29 @@ class OnlineFeatures:
         self._version = ""
         self._version_read = 0.0
         self._read_sha = self._tidy_sha = ""
-        self._untidy: list[tuple[str, str, list[bytes]]] = []
+        # Tail entries that the state holds too: (tail, field) -> meta.
+        self._untidy: dict[tuple[bytes, bytes], bytes] = {}
         self._head: list[Any] = [
+            names.FIRST_VERSION,
             lease_ms,
             plan.lateness_us,
             plan.max_step_us,
-            len(plan.views),
             ledger_ttl_ms,
             tail_ttl_ms,
+            len(plan.views),
         ]
         for view, tail in zip(plan.views, self._tails, strict=True):
             self._head += [int(tail), int(not view.rekeyed)]
         self._column_of_view: list[slice] = []
-        at = len(plan.request_features)
-        for view in plan.views:
+        self._place_in_row: list[int] = []
+        at, place = len(plan.request_features), 2
+        for view, tail in zip(plan.views, self._tails, strict=True):
             self._column_of_view.append(slice(at, at + len(view.features)))
+            self._place_in_row.append(place)
             at += len(view.features)
+            place += 3 if tail else 2
+        # Entities come back: their names in Redis are made once.
+        self._places = lru_cache(maxsize=1 << 17)(self._place)
 
     @classmethod
     async def connect(cls, url: str, plan: FeaturePlan, shards: int, timeout_s: float = 0.25, **settings: Any) -> Self:
@@ -200,9 +115,11 @@ class OnlineFeatures:
 
         Raises StoreMisconfigured where Redis may evict keys, StoreUnavailable where it does not answer.
         """
-        client = redis.asyncio.Redis.from_url(
+        pool = redis.asyncio.ConnectionPool.from_url(
             url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s, retry=Retry(NoBackoff(), 0)
         )
+        pool.connection_class = type("PackedConnection", (_Packed, pool.connection_class), {})
+        client = redis.asyncio.Redis.from_pool(pool)
         self = cls(client, plan, shards, **settings)
         try:
             await self.check()
@@ -228,8 +145,8 @@ class OnlineFeatures:
         await self._redis.aclose()
 
     async def _load(self) -> None:
-        self._read_sha = await self._redis.script_load(_READ)
-        self._tidy_sha = await self._redis.script_load(_TIDY)
+        self._read_sha = await self._redis.script_load(READ)
+        self._tidy_sha = await self._redis.script_load(TIDY)
 
     async def _current_version(self) -> str:
         """The served state version, read at most once a second."""
@@ -254,124 +171,181 @@ class OnlineFeatures:
 
         Event ids must differ within one call. Raises StoreUnavailable; feature_store.codec.StateCorrupt.
         """
+        ids = [id64(r.event_id) for r in requests]
         try:
-            version = await self._current_version()
-            keys, args = self._script_input(requests, version)
-            try:
-                rows = await self._redis.evalsha(self._read_sha, len(keys), *keys, *args)
-            except NoScriptError:
-                await self._load()
-                rows = await self._redis.evalsha(self._read_sha, len(keys), *keys, *args)
+            version = self._version or await self._current_version()
+            while True:
+                reply = await self._run_read(self._script_input(requests, ids, version))
+                if reply[0] is None:
+                    break
+                # The served version is another one since it was last looked up; the script did nothing.
+                version = self._version = reply[0].decode()
         except (RedisError, OSError, TimeoutError) as error:
             raise StoreUnavailable(f"reading features: {error}") from error
-        return self._assembled(requests, rows, keys, version)
+        return self._assembled(requests, ids, reply[1], reply[2], version)
 
-    def _script_input(self, requests: Sequence[FeatureRequest], version: str) -> tuple[list[str], list[Any]]:
-        keys: list[str] = []
-        args: list[Any] = list(self._head)
-        for r in requests:
-            id_ = id64(r.event_id)
+    async def _run_read(self, keys_and_args: list[Any]) -> list[Any]:
+        try:
+            return cast(list[Any], await self._redis.evalsha(self._read_sha, *keys_and_args))
+        except NoScriptError:
+            await self._load()
+            return cast(list[Any], await self._redis.evalsha(self._read_sha, *keys_and_args))
+
+    def _place(self, v: int, key: str, version: str) -> tuple[int, list[bytes]]:
+        """An entity's shard, and its keys in a view: meta, state and, where the view has one, tail."""
+        view = self._plan.views[v]
+        shard = shard_of(key, self._shards)
+        where = (view.entity.name, shard, version)
+        found = [names.meta(*where), names.state_prefix(*where, view.name) + key]
+        if self._tails[v]:
+            found.append(names.tail_prefix(*where, view.name) + key)
+        return shard, [name.encode() for name in found]
+
+    def _script_input(self, requests: Sequence[FeatureRequest], ids: Sequence[int], version: str) -> list[Any]:
+        """Number of keys, keys, arguments: as online_scripts.READ wants them."""
+        keys: list[str | bytes] = [names.VERSION_POINTER]
+        args: list[Any] = [version, *self._head]
+        views = [
+            (v, view.entity.name, self._rows[v].pack if self._tails[v] else None, view.columns)
+            for v, view in enumerate(self._plan.views)
+        ]
+        for r, id_ in zip(requests, ids, strict=True):
             keys.append(names.ledger(r.event_id))
             args += (r.fingerprint, r.time_us, tail_field(id_))
-            for view, row in zip(self._plan.views, self._rows, strict=True):
-                key = r.keys[view.entity.name]
-                tag = names.tag(view.entity.name, shard_of(key, self._shards), version)
-                keys += (f"{tag}m", f"{tag}s:{view.name}:{key}", f"{tag}t:{view.name}:{key}")
-                args.append(row.pack(r.time_us, *(r.fields[c] for c in view.columns)))
-        return keys, args
+            for v, entity, pack, columns in views:
+                keys += self._places(v, r.keys[entity], version)[1]
+                if pack is not None:
+                    args.append(pack(r.time_us, *[r.fields[c] for c in columns]))
+        return [len(keys), *keys, *args]
 
     def _assembled(
-        self, requests: Sequence[FeatureRequest], rows: Sequence[Any], keys: Sequence[str], version: str
+        self,
+        requests: Sequence[FeatureRequest],
+        ids: Sequence[int],
+        metas: Sequence[Sequence[Any]],
+        rows: Sequence[Sequence[Any]],
+        version: str,
     ) -> BatchRead:
-        n = len(requests)
-        plan = self._plan
-        outcomes = [Outcome(row[0]) for row in rows]
+        n, width = len(requests), len(self._plan.features)
+        outcomes = [_OUTCOMES[row[0]] for row in rows]
         new = [i for i, outcome in enumerate(outcomes) if outcome is Outcome.NEW]
-        chosen = [requests[i] for i in new]
-        time_us, fields = _columns(plan, chosen)
-        queries_id = np.fromiter((id64(r.event_id) for r in chosen), dtype=np.int64, count=len(chosen))
-        group = np.arange(len(chosen), dtype=np.int64)
-        vectors = np.zeros((n, len(plan.features)), dtype=np.float32)
-        feature_usable = np.zeros((n, len(plan.features)), dtype=np.bool_)
-        lag_ms = np.zeros(n, dtype=np.int64)
         inputs: list[list[ViewRead]] = [[] for _ in range(n)]
+        vectors = np.zeros((n, width), dtype=np.float32)
+        feature_usable = np.zeros((n, width), dtype=np.bool_)
+        lag_ms = np.zeros(n, dtype=np.int64)
         if new:
-            own = slice(0, len(plan.request_features))
-            vectors[new, own] = request_matrix(plan, time_us, fields)
-            feature_usable[new, own] = True
-            now_us = time.time_ns() // 1_000
-            for v, view in enumerate(plan.views):
-                read = [rows[i][2][v] for i in new]
-                state = self._codecs[v].decode([m[4] for m in read])
-                tail = _tail_events(view, self._rows[v], [m[5] for m in read]) if self._tails[v] else None
-                queries = Queries(
-                    group, time_us, queries_id if view.delay_us == 0 else np.full_like(queries_id, LAST_ID)
-                )
-                values = view_matrix(view, state, tail, queries)
-                columns = self._column_of_view[v]
-                vectors[new, columns] = values
-                for i, m in zip(new, read, strict=True):
-                    lost = m[0] is None or m[2] is None
-                    feature_usable[i, columns] = not lost
-                    if lost:
-                        vectors[i, columns] = 0
-                    else:
-                        lag_ms[i] = max(lag_ms[i], (now_us - int(m[2])) // 1_000)
-                    inputs[i].append(self._view_read(view, requests[i], m, version, lost))
-                if tail is not None:
-                    self._note_absorbed(v, state, tail, keys, new)
+            every = len(new) == n
+            chosen = requests if every else [requests[i] for i in new]
+            chosen_ids = ids if every else [ids[i] for i in new]
+            chosen_rows = rows if every else [rows[i] for i in new]
+            reads, values, usable, lag = self._computed(chosen, chosen_ids, metas, chosen_rows, version)
+            at = slice(None) if every else new
+            vectors[at], feature_usable[at], lag_ms[at] = values, usable, lag
+            for i, read in zip(new, zip(*reads, strict=True), strict=True):
+                inputs[i] += read
         return BatchRead(
             outcomes=outcomes,
-            replies=[row[1] if o is Outcome.REPEATED else None for row, o in zip(rows, outcomes, strict=True)],
+            replies=[row[1] if row[0] == Outcome.REPEATED else None for row in rows],
             vectors=vectors,
             feature_usable=feature_usable,
             usable=np.asarray(feature_usable.all(axis=1)),
             inputs=inputs,
             lag_ms=lag_ms,
-            clock_us=[
-                int(row[1]) if o in (Outcome.LATE, Outcome.FUTURE) else -1
-                for row, o in zip(rows, outcomes, strict=True)
-            ],
+            clock_us=[int(row[1]) if row[0] >= Outcome.LATE else -1 for row in rows],
         )
 
-    def _view_read(
-        self, view: FeatureView, request: FeatureRequest, m: Sequence[Any], version: str, lost: bool
-    ) -> ViewRead:
-        key = request.keys[view.entity.name]
-        tail = m[5] if len(m) > 5 else ()
-        ids = tuple(int.from_bytes(f, "little") for f in tail[::2])
-        return ViewRead(
-            view=view.name,
-            entity=view.entity.name,
-            key=key,
-            version=version,
-            topic=view.topic,
-            topic_id=(m[3] or b"").decode(),
-            shard=shard_of(key, self._shards),
-            offset=int(m[0] or 0),
-            tail_ids=ids,
-            known=m[4] is not None or len(ids) > 1,
-            lost=lost,
-        )
+    def _computed(
+        self,
+        requests: Sequence[FeatureRequest],
+        ids: Sequence[int],
+        metas: Sequence[Sequence[Any]],
+        rows: Sequence[Sequence[Any]],
+        version: str,
+    ) -> tuple[list[list[ViewRead]], NDArray[np.float64], NDArray[np.bool_], Int64s]:
+        """For requests that are NEW: reads by view and request, float64[n, features], usable bool[n, features], lag."""
+        plan = self._plan
+        n = len(requests)
+        time_us, fields = _columns(plan, requests)
+        values = np.zeros((n, len(plan.features)), dtype=np.float64)
+        values[:, : len(plan.request_features)] = request_matrix(plan, time_us, fields)
+        usable = np.ones(values.shape, dtype=np.bool_)
+        shards = [_shard_read(meta) for meta in metas]
+        now_us = time.time_ns() // 1_000
+        lag_of = np.array([0 if s.lost else max(0, now_us - s.progress_us) // 1_000 for s in shards], dtype=np.int64)
+        lag = np.zeros(n, dtype=np.int64)
+        own_id = np.array(ids, dtype=np.int64)
+        queries = Queries(np.arange(n, dtype=np.int64), time_us, own_id)
+        reads = []
+        for v, (view, codec, at) in enumerate(zip(plan.views, self._codecs, self._place_in_row, strict=True)):
+            meta_at = [row[at] - 1 for row in rows]
+            points = codec.decode([row[at + 1] for row in rows])
+            tail_ids: list[tuple[int, ...]] = [()] * n
+            if self._tails[v]:
+                tails = [row[at + 2] for row in rows]
+                tail = _tail_events(view, self._rows[v], tails)
+                tail_ids = _by_tail(tail, tails)
+                both = union(view, points, tail, None)
+                points = both.points
+                if len(both.duplicates) or len(both.conflicts):
+                    self._note_absorbed(v, requests, tail, (both.duplicates, both.conflicts), version)
+            sums = window_sums(points, queries, view.windows_us, view.delay_us)
+            columns = self._column_of_view[v]
+            values[:, columns] = view_features(view, sums)
+            np.maximum(lag, lag_of[meta_at], out=lag)
+            gone = [i for i, m in enumerate(meta_at) if shards[m].lost]
+            if gone:
+                values[gone, columns] = 0
+                usable[gone, columns] = False
+            others = np.bincount(points.group, minlength=n) - np.bincount(
+                points.group[points.id == own_id[points.group]], minlength=n
+            )
+            name, entity, topic = view.name, view.entity.name, view.topic
+            view_reads = []
+            for r, m, seen, other in zip(requests, meta_at, tail_ids, others.tolist(), strict=True):
+                key, shard = r.keys[entity], shards[m]
+                number = self._places(v, key, version)[0]
+                view_reads.append(
+                    ViewRead(
+                        name,
+                        entity,
+                        key,
+                        version,
+                        topic,
+                        shard.topic_id,
+                        number,
+                        shard.offset,
+                        seen,
+                        other > 0,
+                        shard.lost,
+                    )
+                )
+            reads.append(view_reads)
+        return reads, values, usable, lag
 
-    def _note_absorbed(self, v: int, state: Points, tail: NewEvents, keys: Sequence[str], new: Sequence[int]) -> None:
+    def _note_absorbed(
+        self,
+        v: int,
+        requests: Sequence[FeatureRequest],
+        tail: NewEvents,
+        rows: Sequence[NDArray[np.intp]],
+        version: str,
+    ) -> None:
         """Remember tail entries that the state already holds: the event reached the worker before the tail."""
-        both = np.flatnonzero(np.isin(tail.id, state.id))
-        per_request = 1 + 3 * len(self._plan.views)
-        for row in both.tolist():
-            g = int(tail.group[row])
-            if np.any((state.group == g) & (state.id == tail.id[row])):
-                k = new[g] * per_request + 1 + 3 * v
-                self._untidy.append((keys[k + 2], keys[k], [tail_field(int(tail.id[row]))]))
+        entity = self._plan.views[v].entity.name
+        for row in np.concatenate(rows).tolist():
+            if len(self._untidy) >= _UNTIDY_LIMIT:
+                return  # the next read of the entity notes it again
+            meta, _, name = self._places(v, requests[int(tail.group[row])].keys[entity], version)[1]
+            self._untidy[name, tail_field(int(tail.id[row]))] = meta
 
     async def remember(self, replies: Sequence[tuple[str, bytes, bytes]]) -> None:
         """Keep (event id, fingerprint, reply) for repeats of the request. Raises StoreUnavailable."""
-        untidy, self._untidy = self._untidy, []
+        untidy, self._untidy = self._untidy, {}
         pipe = self._redis.pipeline(transaction=False)
         for event_id, fingerprint, reply in replies:
             pipe.set(names.ledger(event_id), fingerprint + b"D" + reply, px=self._ledger_ttl_ms)
-        for tail, meta, fields in untidy:
-            pipe.evalsha(self._tidy_sha, 2, tail, meta, *fields)
+        for (tail, entry), meta in untidy.items():
+            pipe.evalsha(self._tidy_sha, 2, tail, meta, entry)
         try:
             await pipe.execute(raise_on_error=False)
         except (RedisError, OSError, TimeoutError) as error:
@@ -418,12 +392,13 @@ class OnlineFeatures:
         group = np.arange(len(entity_keys), dtype=np.int64)
         queries = Queries(group, np.full(len(group), as_of_us, dtype=np.int64), np.full(len(group), LAST_ID))
         values = view_matrix(view, state, _tail_events(view, self._rows[v], flat), queries)
+        events = np.bincount(state.group, minlength=len(entity_keys)).tolist()
         now_us = time.time_ns() // 1_000
         return [
             EntityRead(
                 key=key,
                 features=dict(zip(view.features, values[i].tolist(), strict=True)),
-                known=states[i] is not None or bool(tails[i]),
+                known=bool(events[i]) or bool(tails[i]),
                 lost=metas[i][0] is None or metas[i][2] is None,
                 lag_ms=max(0, (now_us - int(metas[i][2] or 0)) // 1_000),
             )
@@ -431,15 +406,25 @@ class OnlineFeatures:
         ]
 
 
-@dataclass(frozen=True, slots=True)
-class EntityRead:
-    """One entity's features of one view, as of a time. `lost`: its shard has no state; the values mean nothing."""
+class _Packed:
+    """Packs commands in C; mixed into redis-py's connections, which do it value by value in Python."""
 
-    key: str
-    features: dict[str, float]
-    known: bool
+    def pack_command(self, *args: Any) -> list[bytes]:  # Any: whatever redis-py passes on
+        # redis-py names a subcommand with a space in it.
+        return [hiredis.pack_command((*args[0].split(), *args[1:]))]
+
+
+class _ShardRead(NamedTuple):
+    offset: int
+    progress_us: int
+    topic_id: str
     lost: bool
-    lag_ms: int
+
+
+def _shard_read(meta: Sequence[bytes | None]) -> _ShardRead:
+    offset, _, progress_us, topic_id = meta
+    lost = offset is None or progress_us is None
+    return _ShardRead(int(offset or 0), int(progress_us or 0), (topic_id or b"").decode(), lost)
 
 
 def _columns(plan: FeaturePlan, requests: Sequence[FeatureRequest]) -> tuple[Int64s, dict[str, Int64s]]:
@@ -453,8 +438,20 @@ def _columns(plan: FeaturePlan, requests: Sequence[FeatureRequest]) -> tuple[Int
 
 def _tail_events(view: FeatureView, row: Struct, tails: Sequence[Sequence[bytes]]) -> NewEvents:
     """All entries of the tails (field, value, field, value, ... each) as events, group = index of the tail."""
-    group = np.repeat(np.arange(len(tails), dtype=np.int64), [len(t) // 2 for t in tails])
-    ids = np.frombuffer(b"".join([f for t in tails for f in t[::2]]), dtype="<i8").astype(np.int64)
-    rows = np.frombuffer(b"".join([f for t in tails for f in t[1::2]]), dtype="<i8").reshape(-1, row.size // 8)
-    columns = {name: rows[:, 1 + c].astype(np.int64) for c, name in enumerate(view.columns)}
-    return NewEvents(group, rows[:, 0].astype(np.int64), ids, columns)
+    if len(tails) == 1:
+        group = np.zeros(len(tails[0]) // 2, dtype=np.int64)
+        flat: Sequence[bytes] = tails[0]
+    else:
+        group = np.repeat(np.arange(len(tails), dtype=np.int64), [len(t) // 2 for t in tails])
+        flat = list(chain.from_iterable(tails))
+    ids = np.frombuffer(b"".join(flat[::2]), dtype="<i8")
+    rows = np.frombuffer(b"".join(flat[1::2]), dtype="<i8").reshape(-1, row.size // 8)
+    columns = {name: rows[:, 1 + c] for c, name in enumerate(view.columns)}
+    return NewEvents(group, rows[:, 0], ids, columns)
+
+
+def _by_tail(tail: NewEvents, tails: Sequence[Sequence[bytes]]) -> list[tuple[int, ...]]:
+    """Ids of each tail's events."""
+    ids = tail.id.tolist()
+    ends = accumulate(len(t) // 2 for t in tails)
+    return [tuple(ids[end - len(t) // 2 : end]) for t, end in zip(tails, ends, strict=True)]

@@ -76,7 +76,7 @@ def test_what_follows_from_a_declaration() -> None:
     [
         replace(PLAN, max_step=timedelta(days=30)),
         replace(PLAN, views=(replace(MINE, delay=timedelta(seconds=1)), CARS)),
-        replace(PLAN, views=(replace(MINE, lateness=timedelta(hours=1)), CARS)),
+        replace(PLAN, views=tuple(replace(v, lateness=timedelta(hours=1)) for v in PLAN.views)),
         replace(PLAN, views=(MINE, replace(CARS, windows=days(8)))),
     ],
 )
@@ -133,6 +133,12 @@ def test_a_plan_that_cannot_be_run_is_refused() -> None:
         replace(PLAN, views=(FeatureView("meals", RIDER, FOOD, (Count(),), days(1)),))
     with pytest.raises(DefinitionError, match="must be a whole number of seconds"):
         replace(PLAN, views=(replace(MINE, windows=(timedelta(milliseconds=1500),)),))
+
+
+def test_a_plan_has_one_lateness() -> None:
+    """One admission decides for all views: a view of less lateness would have dropped what late requests must see."""
+    with pytest.raises(DefinitionError, match="must declare one lateness, found 1:00:00, 1 day"):
+        replace(PLAN, views=(replace(MINE, lateness=timedelta(hours=1)), CARS))
 
 
 def test_window_names_use_the_largest_unit() -> None:
