@@ -1,0 +1,1 @@
+"""The feature-store service: shows views, features and freshness over gRPC and REST; writes nothing."""
