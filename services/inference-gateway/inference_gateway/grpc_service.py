@@ -105,7 +105,7 @@ class ScoringService:
                     await jobs.put(error)
                     return
                 await self._scorer.room_for(len(batch))
-                await jobs.put(self._scorer.submit(batch, self._bulk_deadline_s))
+                await jobs.put(self._scorer.submit(batch, self._bulk_deadline_s, patient=True))
         finally:
             await jobs.put(None)
 

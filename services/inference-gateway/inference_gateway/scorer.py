@@ -66,8 +66,12 @@ class Scorer:
         )  # fmt: skip
         self._wheel: DeadlineWheel[Work] = DeadlineWheel(self._overdue)
 
-    def submit(self, requests: Sequence[Request | GatewayError], remaining_s: float | None) -> Job:
+    def submit(
+        self, requests: Sequence[Request | GatewayError], remaining_s: float | None, *, patient: bool = False
+    ) -> Job:
         """Start deciding. `remaining_s`: until the client's deadline, None where it has set none.
+
+        `patient`: the caller has waited in `room_for`, so that there is no overload for it.
 
         What is an error already stays one. The job is done when every request has its outcome.
         """
@@ -87,7 +91,7 @@ class Scorer:
                 fresh.append(work)
         if not fresh:
             return job
-        if len(fresh) > room:
+        if len(fresh) > room and not patient:
             self._answering.without_model(fresh[max(room, 0) :], Reason.OVERLOAD)
             fresh = fresh[: max(room, 0)]
         for work in fresh:

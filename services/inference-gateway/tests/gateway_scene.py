@@ -14,7 +14,7 @@ import grpc
 import httpx
 import pytest
 import redis
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 from feature_store.updates import StateWriter
 from model_release import Release
 from prometheus_client.parser import text_string_to_metric_families
@@ -163,14 +163,14 @@ class Topic:
     @classmethod
     def now(cls, bootstrap: str, name: str) -> Topic:
         with _consumer(bootstrap) as consumer:
-            ends = {p: consumer.get_watermark_offsets(TopicPartition(name, p), 10)[1] for p in range(SHARDS)}
+            ends = _ends(consumer, name)
         return cls(bootstrap, name, ends)
 
     def messages(self) -> list[tuple[int, bytes]]:
         """Partition and value of everything that came since, in each partition's order."""
         found: list[tuple[int, bytes]] = []
         with _consumer(self.bootstrap) as consumer:
-            ends = {p: consumer.get_watermark_offsets(TopicPartition(self.name, p), 10)[1] for p in range(SHARDS)}
+            ends = _ends(consumer, self.name)
             left = {p: end - self.since[p] for p, end in ends.items() if end > self.since[p]}
             consumer.assign([TopicPartition(self.name, p, self.since[p]) for p in left])
             missing = sum(left.values())
@@ -189,6 +189,18 @@ class Topic:
         return [events.DecisionRecord.FromString(value) for _, value in self.messages()]
 
 
+def _ends(consumer: Consumer, name: str) -> dict[int, int]:
+    """End offset of every partition; a broker that has just started needs a moment to lead them."""
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            return {p: consumer.get_watermark_offsets(TopicPartition(name, p), 10)[1] for p in range(SHARDS)}
+        except KafkaException:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+
+
 class _consumer:
     def __init__(self, bootstrap: str) -> None:
         self._consumer = Consumer(
@@ -203,7 +215,11 @@ class _consumer:
 
 
 def register(server: TorchServe, release: Release) -> None:
+    """Also on a server that was killed and has kept the file, but not the model."""
     query = {"url": release.archive_path.as_uri(), "model_name": release.id, "initial_workers": "1"}
     query |= {"synchronous": "true", "batch_size": "1", "max_batch_delay": "0"}
     reply = httpx.post(f"{server.management_url}/models", params=query, timeout=120)
+    if "already exists" in reply.text:
+        query["url"] = release.archive_path.name
+        reply = httpx.post(f"{server.management_url}/models", params=query, timeout=120)
     assert reply.status_code in (200, 409), reply.text

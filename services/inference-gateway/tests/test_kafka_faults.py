@@ -219,7 +219,7 @@ def test_a_full_spool_follows_the_policy(
             break
         for _ in range(100):
             id_ = new_id()
-            error = refused(lambda id_=id_: gateway.score(transaction(id_)))
+            error = refused(partial(gateway.score, transaction(id_)))
             (ids if error is None else unwanted).append(id_)
             if error is not None:
                 assert error.code() is grpc.StatusCode.UNAVAILABLE
