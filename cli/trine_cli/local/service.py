@@ -21,7 +21,8 @@ class Service(LocalServer):
     above 1 every one of them must listen on `http_port`, since /readyz speaks for the one that answers.
     """
 
-    ready_timeout_s = 90.0
+    # A machine with two busy cores takes long to import torch three times over.
+    ready_timeout_s = 180.0
     stop_grace_s = 30.0
 
     def __init__(
