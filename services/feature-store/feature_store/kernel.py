@@ -20,6 +20,8 @@ LAST_ID = np.iinfo(np.int64).max
 
 _ROOM = 1 << 62
 _FEW_PAIRS = 1 << 11
+_MANY_POINTS = 1 << 10
+_FILTER_BITS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,9 +213,15 @@ def _sum_upto(group: Int64s, time_us: Int64s, value: Int64s, queries: Queries, g
 def _label_changes(points: Points, labels: Labels) -> tuple[Int64s, Int64s, Int64s, Int64s]:
     """Changes of the labels of events that are in `points`: group, the event's time, known at, difference."""
     ids = np.unique(labels.id)
-    rank = np.minimum(np.searchsorted(ids, points.id), len(ids) - 1)
-    labelled = np.flatnonzero(ids[rank] == points.id)
-    event_key = points.group[labelled] * len(ids) + rank[labelled]
+    rows = np.arange(len(points.id))
+    if len(rows) > _MANY_POINTS:  # few events have labels: a bitmap of the labelled ids leaves few rows to look up
+        table = np.zeros(1 << _FILTER_BITS, dtype=bool)
+        table[ids & ((1 << _FILTER_BITS) - 1)] = True
+        rows = np.flatnonzero(table[points.id & ((1 << _FILTER_BITS) - 1)])
+    rank = np.minimum(np.searchsorted(ids, points.id[rows]), len(ids) - 1)
+    found = ids[rank] == points.id[rows]
+    labelled, rank = rows[found], rank[found]
+    event_key = points.group[labelled] * len(ids) + rank
     by = np.argsort(event_key, kind="stable")
     event_key, event_time = event_key[by], points.time_us[labelled][by]
 

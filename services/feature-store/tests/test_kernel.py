@@ -105,9 +105,10 @@ def check(case: tuple[FeatureView, list[Event], list[tuple[int, Report]], Querie
     v, events, reports, queries = case
     points = points_of(events, reports if v.label else None)
     right = expected(v, events, reports, queries)
-    for few_pairs in (0, 1 << 20):  # labels by sorting, and pair by pair
+    for few_pairs, many_points in ((0, 1 << 20), (1 << 20, 0)):  # labels by sorting, pair by pair; all rows, a bitmap
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(kernel, "_FEW_PAIRS", few_pairs)
+            patch.setattr(kernel, "_MANY_POINTS", many_points)
             sums = window_sums(points, queries, v.windows_us, v.delay_us)
         assert sums.count.dtype == np.int64
         assert view_features(v, sums).tolist() == right

@@ -81,7 +81,7 @@ def worker(client: redis.Redis) -> Worker:
 
 @pytest.fixture
 async def online(redis_url: str, worker: Worker) -> AsyncIterator[OnlineFeatures]:
-    made = await OnlineFeatures.connect(redis_url, PLAN, SHARDS, timeout_s=2.0)
+    made = await OnlineFeatures.connect(redis_url, PLAN, SHARDS, timeout_s=5.0)
     yield made
     await made.close()
 
@@ -144,8 +144,8 @@ async def test_the_ledger(online: OnlineFeatures, client: redis.Redis) -> None:
 
 
 async def test_a_lease_that_ran_out_is_taken_over_and_appends_nothing_twice(redis_url: str, worker: Worker) -> None:
-    online = await OnlineFeatures.connect(redis_url, PLAN, SHARDS, timeout_s=2.0, lease_ms=80)
-    other = await OnlineFeatures.connect(redis_url, PLAN, SHARDS, timeout_s=2.0, lease_ms=80)
+    online = await OnlineFeatures.connect(redis_url, PLAN, SHARDS, timeout_s=5.0, lease_ms=80)
+    other = await OnlineFeatures.connect(redis_url, PLAN, SHARDS, timeout_s=5.0, lease_ms=80)
     r = request(5)
     await online.read_and_append([request(4)])
     assert await counts(online, [r]) == [2]
@@ -290,7 +290,7 @@ async def test_a_claimed_shard_without_progress_is_lost_until_the_worker_says_so
     writer = StateWriter(client, PLAN, "w")
     for entity in ("customer", "terminal"):
         writer.claim(entity, PLAN.topic_of(entity), "tid", range(SHARDS))
-    online = await OnlineFeatures.connect(redis_url, PLAN, SHARDS)
+    online = await OnlineFeatures.connect(redis_url, PLAN, SHARDS, timeout_s=5.0)
     assert (await online.read_and_append([request(1)])).usable.tolist() == [False]
     for entity in ("customer", "terminal"):
         writer.heartbeat(entity, dict.fromkeys(range(SHARDS), 1))
@@ -306,7 +306,7 @@ async def test_lag_is_that_of_the_worst_shard(redis_url: str, client: redis.Redi
     shard = shard_of("T1", SHARDS)
     client.hset(names.meta("terminal", shard, "1"), "progress_us", now - 60 * SECOND)
     client.hset(names.meta("customer", shard_of("C1", SHARDS), "1"), "progress_us", now + 60 * SECOND)
-    online = await OnlineFeatures.connect(redis_url, PLAN, SHARDS)
+    online = await OnlineFeatures.connect(redis_url, PLAN, SHARDS, timeout_s=5.0)
     read = await online.read_and_append([request(1)])
     assert 60_000 <= read.lag_ms[0] < 120_000
     worker.writer.heartbeat("terminal", {shard: now})
@@ -381,7 +381,7 @@ async def test_without_redis_every_call_gives_up_quickly_and_recovers(private_re
     server = private_redis()
     with server.connect() as client:
         Worker(client)
-    online = await OnlineFeatures.connect(server.url, PLAN, SHARDS, timeout_s=0.25)
+    online = await OnlineFeatures.connect(server.url, PLAN, SHARDS, timeout_s=1.0)
     assert await counts(online, [request(1)]) == [1]
 
     async def refused() -> None:
@@ -394,7 +394,7 @@ async def test_without_redis_every_call_gives_up_quickly_and_recovers(private_re
             began = time.monotonic()
             with pytest.raises(StoreUnavailable):
                 await call
-            assert time.monotonic() - began < 2
+            assert time.monotonic() - began < 4
 
     pid = server.pid
     assert pid is not None
