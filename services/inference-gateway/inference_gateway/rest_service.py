@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from datetime import datetime
-from decimal import Decimal, InvalidOperation
 from http import HTTPStatus
 from typing import Annotated, Any
 
@@ -19,6 +18,7 @@ from starlette.exceptions import HTTPException
 from trine.scoring.v1 import scoring_pb2 as scoring
 
 from inference_gateway.errors import GatewayError, InvalidRequest, NotRecorded, PayloadConflict
+from inference_gateway.money import minor_units
 from inference_gateway.scorer import Scorer
 from inference_gateway.transaction_adapter import REPEATED
 from inference_gateway.work import Answer
@@ -26,10 +26,6 @@ from inference_gateway.work import Answer
 MAX_BODY_BYTES = 16_384
 _PROBLEM = "application/problem+json"
 _STATUSES = {InvalidRequest: 422, PayloadConflict: 409, NotRecorded: 503}
-#: Digits after the point by ISO 4217; two for all others.
-_DIGITS = dict.fromkeys(
-    ["BIF", "CLP", "DJF", "GNF", "ISK", "JPY", "KMF", "KRW", "PYG", "RWF", "UGX", "VND", "VUV", "XAF", "XOF", "XPF"], 0
-) | dict.fromkeys(["BHD", "IQD", "JOD", "KWD", "LYD", "OMR", "TND"], 3)
 
 
 class TransactionBody(BaseModel):
@@ -195,19 +191,10 @@ def _minor(body: TransactionBody) -> int:
         raise InvalidRequest("amount_minor", "exactly one of amount_minor and amount must be given")
     if body.amount is None:
         return body.amount_minor or 0
-    digits = _DIGITS.get(body.currency, 2)
     try:
-        value = Decimal(body.amount)
-    except InvalidOperation:
-        value = Decimal("NaN")
-    if not value.is_finite() or len(body.amount) > 32 or abs(value.adjusted()) > 20:
-        raise InvalidRequest("amount", f'is {body.amount[:40]!r}; must be a decimal number such as "123.45"')
-    minor = value.scaleb(digits)
-    if minor != minor.to_integral_value():
-        raise InvalidRequest("amount", f"is {body.amount!r}; {body.currency} has {digits} digits after the point")
-    if not 1 <= minor <= 10**12:
-        raise InvalidRequest("amount", f"is {body.amount!r}; must be 1 to 10^12 minor units")
-    return int(minor)
+        return minor_units(body.amount, body.currency)
+    except ValueError as error:
+        raise InvalidRequest("amount", str(error)) from error
 
 
 def _set_time(message: scoring.Transaction, at: datetime) -> None:
