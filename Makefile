@@ -9,7 +9,7 @@ PROTOS := $(shell find proto/trine -name '*.proto')
 TESTS := $(wildcard proto/tests services/*/tests models/*/tests cli/tests)
 PACKAGES := $(wildcard proto/pyproject.toml services/*/pyproject.toml cli/pyproject.toml)
 
-.PHONY: help setup lint test clean
+.PHONY: help setup lint test clean bench-fraud-quality
 
 help:            ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 24
@@ -48,6 +48,10 @@ lint: setup      ## ruff, mypy --strict, contract compatibility
 
 test: setup      ## all tests, with real Redis, Kafka and TorchServe
 	@pytest
+
+bench-fraud-quality: setup  ## the fraud network against tuned XGBoost [DATA=dataset folder]
+	@uv pip install -q --python $(PY) -r benchmarks/requirements.txt
+	@$(PY) -m benchmarks.fraud_quality $(if $(DATA),--transactions $(DATA))
 
 clean:           ## forget what runs and builds left here
 	rm -rf .run build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

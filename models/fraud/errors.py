@@ -1,9 +1,10 @@
-"""What can be wrong with what a user asks of the fraud model's data.
+"""What can be wrong with what a user asks of the fraud model and its data.
 
 FraudDataError
 ├── ParameterError   a parameter of the generator is out of range
 ├── SourceError      a file of the user's cannot be read, or lacks a column
-└── BadRowsError     rows that cannot be used; carries the counts and examples
+├── BadRowsError     rows that cannot be used; carries the counts and examples
+└── TooLittleData    days, frauds or labels that training or measuring needs are missing
 """
 
 from __future__ import annotations
@@ -24,6 +25,10 @@ class ParameterError(FraudDataError):
 
 class SourceError(FraudDataError):
     """A file of the user's that cannot be read, or a column that is not there or of a type that means nothing here."""
+
+
+class TooLittleData(FraudDataError):
+    """A fold cannot be trained or measured: days, frauds or labels are missing."""
 
 
 class BadRowsError(FraudDataError):

@@ -40,8 +40,8 @@ class Shape:
     for the frauds' own distribution."""
 
     members: int = 8
-    hidden: tuple[int, ...] = (64, 32)
-    segments: int = 12
+    hidden: tuple[int, ...] = (32, 16)
+    segments: int = 16
 
 
 def encoding_of(

@@ -14,12 +14,9 @@ import numpy as np
 from feature_store.dataset import DAY_US
 from numpy.typing import NDArray
 
+from models.fraud.errors import TooLittleData
 from models.fraud.history import LabelledHistory, day_date
 from models.fraud.metrics import Metrics, measure
-
-
-class TooLittleData(ValueError):
-    """A fold cannot be trained or measured; the message says which days or labels are missing."""
 
 
 @dataclass(frozen=True, slots=True)

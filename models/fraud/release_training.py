@@ -22,11 +22,12 @@ from numpy.typing import NDArray
 import models.torchserve
 from models.fraud.calibration import Calibration, fit_calibration
 from models.fraud.card import model_card
+from models.fraud.errors import TooLittleData
 from models.fraud.evaluation import Evaluation, evaluate
 from models.fraud.features import PLAN
 from models.fraud.history import LabelledHistory, day_date, load_history
 from models.fraud.network import LOGIT_STEP, TABLE_SIZE, exact, logits
-from models.fraud.protocol import Fold, TooLittleData, test_rows, train_rows
+from models.fraud.protocol import Fold, test_rows, train_rows
 from models.fraud.rules import measure_rules
 from models.fraud.thresholds import choose_thresholds
 from models.fraud.training import Recipe, fit

@@ -16,6 +16,8 @@ RULE_FEATURES = (
     "customer_mean_amount_1d",
 )
 MIN_FRAUDS = 10
+MIN_LIFT = 5.0
+"""How many times the overall share of frauds a rule's must be: below that it says next to nothing."""
 BETA_SQUARED = 0.25
 """F-beta with beta 0.5: a rule that cries wolf is worse than one that misses something."""
 
@@ -26,7 +28,8 @@ def measure_rules(
     fraud: NDArray[np.bool_],
     unrecorded: Literal["answer", "refuse"] = "refuse",
 ) -> Policy:
-    """For every feature of RULE_FEATURES the value from which on F0.5 is greatest, if that catches MIN_FRAUDS.
+    """For every feature of RULE_FEATURES the value from which on F0.5 is greatest, if that catches MIN_FRAUDS
+    and has a lift of MIN_LIFT.
 
     A rule's score is the share of frauds where it fires, drawn towards zero by one count; the base score is the share
     where none fires. rows float32 [n, F]; fraud bool [n].
@@ -38,10 +41,10 @@ def measure_rules(
         at_least = _best_cut(values, fraud)
         fires = values >= at_least
         hits, alerts = int(fraud[fires].sum()), int(fires.sum())
-        if hits < MIN_FRAUDS:
+        score = float(np.float32(hits / (alerts + 1)))
+        if hits < MIN_FRAUDS or score < MIN_LIFT * fraud.mean():
             continue
         fired |= fires
-        score = float(np.float32(hits / (alerts + 1)))
         rules.append(Rule(name=f"{feature}_high", feature=feature, at_least=at_least, score=score))
     quiet = ~fired
     base = float(np.float32((int(fraud[quiet].sum()) + 1) / (int(quiet.sum()) + 2)))
