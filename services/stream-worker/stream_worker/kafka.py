@@ -121,10 +121,5 @@ def topic_ids(admin: AdminClient, topics: Iterable[str], shards: int | None = No
     return found
 
 
-def is_fatal(error: KafkaException) -> bool:
-    """The client cannot go on (fenced by another of the same name): it must be made anew."""
-    return bool(error.args) and isinstance(error.args[0], KafkaError) and error.args[0].fatal()
-
-
 def partitions(topics: Sequence[str], shards: int) -> list[tuple[str, int]]:
     return [(topic, p) for topic in topics for p in range(shards)]

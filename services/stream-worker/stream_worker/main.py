@@ -68,7 +68,9 @@ async def start(life: Lifecycle, settings: WorkerSettings) -> None:
     # Unique to this life: a writer that was killed and one that took its place are not the same.
     owner = f"{settings.worker_id}/{uuid.uuid4().hex[:12]}"
     onlooker = kafka.onlooker(settings, "rekey")
-    probe = ProgressProbe(admin, onlooker, streams, settings.shards, settings.heartbeat_s)
+    probe = ProgressProbe(
+        lambda: kafka.admin_client(settings), onlooker, streams, settings.shards, settings.heartbeat_s
+    )
     state = StateStage(settings, streams, lambda: StateWriter(client, plan, owner), probe, admin, metrics, life.health)
     life.thread("progress", probe.run, deadline_s=15)
     life.thread("state", state.run, deadline_s=30)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -98,10 +98,16 @@ class ProgressProbe:
     """Asks Kafka, in a thread of its own; hands over checkpoints and topic ids."""
 
     def __init__(
-        self, admin: AdminClient, onlooker: Consumer, streams: PlanStreams, shards: int, every_s: float
+        self,
+        admin: Callable[[], AdminClient],
+        onlooker: Consumer,
+        streams: PlanStreams,
+        shards: int,
+        every_s: float,
     ) -> None:
         """`onlooker`: a consumer of the re-key stage's group that never joins it."""
-        self._admin, self._onlooker, self._streams = admin, onlooker, streams
+        self._make_admin, self._onlooker, self._streams = admin, onlooker, streams
+        self._admin = admin()
         self._shards, self._every_s = shards, every_s
         self._found: deque[Checkpoint] = deque(maxlen=_KEPT)
         self.topic_ids: dict[str, str] = {}
@@ -124,6 +130,8 @@ class ProgressProbe:
                 self._found.append(self._probe())
             except (KafkaException, kafka.TopicsMissing) as error:
                 log.info("no proof of progress", reason=str(error))
+                # After a broker's restart an admin client goes on asking with leader epochs of before.
+                self._admin = self._make_admin()
 
     def take(self) -> list[Checkpoint]:
         """Checkpoints since the last call."""

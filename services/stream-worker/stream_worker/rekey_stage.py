@@ -19,6 +19,7 @@ from service_kit.health import Health
 from service_kit.logs import get_logger
 
 from stream_worker import dead_letters, entity_batch, kafka
+from stream_worker.bounded import CallHangs, until_done
 from stream_worker.consumed import NOWHERE, Consumed, sort_out
 from stream_worker.dead_letters import Letter, letters_of
 from stream_worker.intake import Messages, Rows, take_in
@@ -33,6 +34,7 @@ log = get_logger(__name__)
 
 HEADERS = [("trine-type", b"trine.events.v1.EntityBatch"), ("trine-schema", b"1")]
 CALL_TIMEOUT_S = 10.0
+HUNG_AFTER_S = 15.0
 FIRST_MESSAGES = 2_000
 
 
@@ -58,8 +60,8 @@ class RekeyStage:
         while not stop.is_set():
             try:
                 self._session(stop)
-            except KafkaException as error:
-                log.error("re-key stage starts anew", reason=str(error), fatal=kafka.is_fatal(error))
+            except (KafkaException, CallHangs) as error:
+                log.error("re-key stage starts anew", reason=str(error))
                 self._health.degrade("rekey", str(error))
                 self._metrics.restarts.labels("rekey").inc()
                 stop.wait(1.0)
@@ -159,8 +161,8 @@ class RekeyStage:
                 sent += rows
         offsets = [TopicPartition(t, p, at.offset or 0, at.note.text()) for (t, p), at in moved.items()]
         group = self._consumer.consumer_group_metadata()
-        _until_done(lambda: self._producer.send_offsets_to_transaction(offsets, group, CALL_TIMEOUT_S))
-        _until_done(lambda: self._producer.commit_transaction(CALL_TIMEOUT_S))
+        self._call("send_offsets", lambda: self._producer.send_offsets_to_transaction(offsets, group, CALL_TIMEOUT_S))
+        self._call("commit", lambda: self._producer.commit_transaction(CALL_TIMEOUT_S))
         if failed:
             raise KafkaException(failed[0])
         self._positions.update(moved)
@@ -187,6 +189,9 @@ class RekeyStage:
             after[topic, p] = Position(offset + 1, RekeyNote(clocks.get(p, UNSET_CLOCK), messages.last_us[p]))
         return letters_of(messages, refused) if self._streams.lettered_by_rekey(topic) else []
 
+    def _call(self, name: str, call: Callable[[], object]) -> None:
+        until_done(name, call, HUNG_AFTER_S)
+
     def _produce(self, topic: str, shard: int, value: bytes) -> None:
         while True:
             try:
@@ -199,7 +204,7 @@ class RekeyStage:
         """Undo the transaction and read its input again."""
         log.warning("transaction aborted", reason=str(error))
         self._metrics.aborts.inc()
-        _until_done(lambda: self._producer.abort_transaction(CALL_TIMEOUT_S))
+        self._call("abort", lambda: self._producer.abort_transaction(CALL_TIMEOUT_S))
         held = [TopicPartition(*key) for key in self._positions]
         for tp in self._from_committed(held):
             self._consumer.seek(tp)
@@ -231,15 +236,3 @@ class RekeyStage:
             if error.fatal() or error.code() == KafkaError._MAX_POLL_EXCEEDED:
                 raise KafkaException(error)
             kafka.report_error(error)
-
-
-def _until_done(call: Callable[[], object]) -> None:
-    """Repeat a transactional call whose outcome is not known yet, as librdkafka asks for, until it is."""
-    while True:
-        try:
-            call()
-            return
-        except KafkaException as error:
-            if not error.args[0].retriable():
-                raise
-            log.info("transaction goes on", reason=str(error))

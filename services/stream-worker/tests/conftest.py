@@ -35,7 +35,7 @@ def new_scene(kafka_bootstrap: str, redis_url: str, tmp_path: Path) -> Iterator[
 @pytest.fixture(scope="session")
 def load() -> Load:
     """What every fault test sends."""
-    return Load.make(30_000)
+    return Load.make(16_000)
 
 
 def _equals_recomputation(scene: Scene, load: Load) -> None:

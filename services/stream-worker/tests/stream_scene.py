@@ -131,6 +131,7 @@ class Scene:
     shards: int = SHARDS
     plan: FeaturePlan = field(init=False)
     workers: list[ChildProcess] = field(default_factory=list)
+    senders: list[threading.Thread] = field(default_factory=list)
     ports: dict[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -150,6 +151,8 @@ class Scene:
     def close(self) -> None:
         for worker in self.workers:
             worker.kill()
+        for sender in self.senders:
+            sender.join()
         self._stack.close()
         self.redis.close()
 
@@ -242,6 +245,7 @@ class Scene:
 
         thread = threading.Thread(target=run)
         thread.start()
+        self.senders.append(thread)
         return thread
 
     # -- what came of them
