@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from service_kit.logs import get_logger
 
-from inference_gateway.decision import Decider, Decision
+from inference_gateway.decision import Decider, Decision, Source
 from inference_gateway.errors import GatewayError, NotRecorded, SpoolError
 from inference_gateway.gateway_metrics import GatewayMetrics
 from inference_gateway.recorder import Group, Recorder
@@ -26,6 +27,10 @@ EVENTS, DECISIONS = 0, 1
 """Index of each topic in the recorder's producer."""
 
 _MAX_LAG_MS = 0xFFFF_FFFF
+#: One decision of so many is told in the log; all of them are in Kafka.
+_LOG_EVERY = 1_000
+
+log = get_logger(__name__)
 
 
 class Answering:
@@ -42,6 +47,7 @@ class Answering:
     ) -> None:
         self._adapter, self._decider, self._recorder = adapter, decider, recorder
         self._memory, self._metrics, self._spawn = memory, metrics, spawn
+        self._until_log = 0
 
     def by_model(self, works: Sequence[Work], scores: NDArray[np.float32]) -> None:
         """Answer by `scores` float32[n] where nothing else has answered yet. Raises ValueError: not probabilities."""
@@ -63,6 +69,15 @@ class Answering:
             else:
                 decisions.append(self._decider.without_model(w.vector, w.usable, reason))
         self._decide(waiting, decisions)
+
+    def warm_up(self) -> None:
+        """Build a response and a record of nothing."""
+        request = self._adapter.example()
+        self._decider.by_model(np.zeros(1, dtype=np.float32))
+        vectors, usable = self._decider.request_vectors([request.features])
+        decision = self._decider.without_model(vectors[0], usable, "")
+        self._adapter.response(request, decision)
+        self._adapter.record(request, decision)
 
     def answer_again(self, work: Work, answer: Answer) -> None:
         """An earlier, equal request has this answer."""
@@ -128,7 +143,8 @@ class Answering:
         self._metrics.unrecorded.inc(len(works))
         if self._decider.refuses_unrecorded:
             for w in works:
-                self._metrics.rejected(error := NotRecorded(f"the transaction could not be recorded: {reason}"))
+                text = f"the transaction could not be recorded: {reason}"
+                self._metrics.rejected(error := NotRecorded(text, "", w.request.features.event_id))
                 self._reply(w, error)
         else:
             self._reply_all(works, decisions, 0)
@@ -145,6 +161,10 @@ class Answering:
         for w, answer in zip(works, answers, strict=True):
             self._reply(w, answer)
         self._metrics.answered(decisions)
+        self._until_log -= len(works)
+        if self._until_log <= 0:
+            self._until_log = _LOG_EVERY
+            _log_one(works[-1], decisions[-1])
 
     def _reply(self, work: Work, outcome: Outcome) -> None:
         work.answered = True
@@ -157,3 +177,16 @@ class Answering:
             work.followers = None
         # The deadline's wheel may hold this for a while; the rest is no longer needed.
         work.inputs, work.vector, work.usable, work.group = (), None, None, None
+
+
+def _log_one(work: Work, d: Decision) -> None:
+    log.info(
+        "decided",
+        transaction_id=work.request.features.event_id,
+        verdict=d.verdict,
+        score=d.score,
+        source=Source(d.source).name.lower(),
+        reason=d.reason,
+        total_us=d.total_us,
+        one_of=_LOG_EVERY,
+    )

@@ -14,19 +14,21 @@ from __future__ import annotations
 
 
 class GatewayError(Exception):
-    """A request that gets no decision. `field`: path of the field at fault, empty where none is."""
+    """A request that gets no decision. `field`: path of the field at fault, empty where none is; `event_id`: as it
+    was sent, cut to what a log line can take."""
 
-    def __init__(self, message: str, field: str = "") -> None:
+    def __init__(self, message: str, field: str = "", event_id: str = "") -> None:
         super().__init__(message)
         self.message = message
         self.field = field
+        self.event_id = event_id[:64]
 
 
 class InvalidRequest(GatewayError):
     """`field` is wrong; the message says the value found and what would be right."""
 
-    def __init__(self, field: str, message: str) -> None:
-        super().__init__(f"{field}: {message}", field)
+    def __init__(self, field: str, message: str, event_id: str = "") -> None:
+        super().__init__(f"{field}: {message}", field, event_id)
 
 
 class PayloadConflict(GatewayError):

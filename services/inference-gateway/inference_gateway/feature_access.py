@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Sequence
 
 from feature_store.online import OnlineFeatures
 from service_kit.health import Health
@@ -16,9 +17,14 @@ class FeatureAccess:
     """`connect` makes the store; it is tried until it works. Owned by the event loop."""
 
     def __init__(
-        self, connect: Callable[[], Awaitable[OnlineFeatures]], health: Health, store: OnlineFeatures | None
+        self,
+        connect: Callable[[], Awaitable[OnlineFeatures]],
+        health: Health,
+        store: OnlineFeatures | None,
+        views: Sequence[str] = (),
     ) -> None:
         self._connect = connect
+        self._views = views
         self._store = store
         self._returned: list[Callable[[], None]] = []
         self._circuit = Circuit(
@@ -39,6 +45,13 @@ class FeatureAccess:
         if self._store is None:
             raise RuntimeError("the feature store was never reached")
         return self._store
+
+    async def warm_up(self) -> None:
+        """Read every view once, so that the first request does not pay for what Python does the first time."""
+        if self.usable:
+            now_us = time.time_ns() // 1_000
+            for view in self._views:
+                await self.store.read(view, ["trine-warm-up"], now_us)
 
     def failed(self, reason: str) -> None:
         """A call failed: nobody calls until a probe has worked."""

@@ -120,7 +120,10 @@ class FeatureStage:
             if self._decider.refuses_unrecorded:
                 self._metrics.unrecorded.inc(len(works))
                 for w in works:
-                    self._answering.fail(w, NotRecorded(f"the transaction could not be recorded: {error}"))
+                    self._answering.fail(
+                        w,
+                        NotRecorded(f"the transaction could not be recorded: {error}", "", w.request.features.event_id),
+                    )
             return None
         for w in works:
             w.group = group
@@ -169,6 +172,7 @@ class FeatureStage:
                     "event_time",
                     f"is {w.request.features.time_us} us since 1970, too far {side} the stream's own time,"
                     f" which is {clock_us} us",
+                    w.request.features.event_id,
                 ),
             )
 
@@ -196,4 +200,6 @@ class FeatureStage:
 
 def conflict(w: Work) -> PayloadConflict:
     event_id = w.request.features.event_id
-    return PayloadConflict(f"{event_id!r} was used before with another payload; an id names one event for ever")
+    return PayloadConflict(
+        f"{event_id!r} was used before with another payload; an id names one event for ever", "", event_id
+    )

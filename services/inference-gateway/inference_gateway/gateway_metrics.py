@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from service_kit.logs import get_logger
 from service_kit.metrics import Metrics
 
 from inference_gateway.decision import Decision, Source
 from inference_gateway.errors import GatewayError, InvalidRequest, PayloadConflict
 from inference_gateway.recorder import Recorder
+
+log = get_logger(__name__)
 
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 _VERDICTS = {1: "approve", 2: "review", 3: "deny"}
@@ -69,6 +72,7 @@ class GatewayMetrics:
         else:
             reason = "conflict" if isinstance(error, PayloadConflict) else "unrecorded"
         self._rejected.labels(reason, error.field).inc()
+        log.info("rejected", transaction_id=error.event_id, reason=reason, field=error.field, detail=error.message)
 
     def watch(self, recorder: Recorder, waiting: int) -> None:
         """Take the gauges' values; called about once a second."""

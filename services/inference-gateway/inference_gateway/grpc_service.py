@@ -142,7 +142,6 @@ async def _abort(context: Context, outcome: Outcome | None) -> NoReturn:
         log.error("a request ended without an outcome")
         await context.abort(grpc.StatusCode.INTERNAL, "no outcome")
     code = _CODES.get(type(outcome), grpc.StatusCode.INTERNAL)
-    log.debug("refused", code=code.name, reason=outcome.message)
     await context.abort(code, outcome.message, (("grpc-status-details-bin", _details(code, outcome)),))
 
 

@@ -25,7 +25,7 @@ from inference_gateway.recorder import Recorder
 from inference_gateway.rest_service import build_app
 from inference_gateway.scorer import Scorer
 from inference_gateway.settings import GatewaySettings
-from inference_gateway.spool import Spool
+from inference_gateway.spool import Spool, adopt_orphans
 from inference_gateway.transaction_adapter import DECISION_MESSAGE, TransactionAdapter, UnsupportedPlan
 
 DECISIONS_TOPIC = "trine.decisions"
@@ -42,8 +42,11 @@ async def start(life: Lifecycle, settings: GatewaySettings) -> None:
 
     try:
         adapter = TransactionAdapter(plan, settings.shards, release.id, live=settings.live)
+        index = ProcessSettings().index or 0
+        if index == 0 and (files := adopt_orphans(settings.spool_dir, settings.processes)):
+            log.info("took over what processes of an earlier run had left", files=files)
         spool = Spool(
-            settings.spool_dir / str(ProcessSettings().index or 0),
+            settings.spool_dir / str(index),
             max_bytes=settings.spool_max_bytes,
             segment_bytes=settings.spool_segment_bytes,
         )
@@ -80,7 +83,7 @@ async def start(life: Lifecycle, settings: GatewaySettings) -> None:
         raise StartRefused(str(error)) from error
     except StoreUnavailable as error:
         log.warning("started without features", reason=str(error))
-    access = FeatureAccess(connect, life.health, store)
+    access = FeatureAccess(connect, life.health, store, [view.name for view in plan.views])
     life.on_stop("features", access.close)
 
     scorer = Scorer(
@@ -116,6 +119,7 @@ async def start(life: Lifecycle, settings: GatewaySettings) -> None:
             ("grpc.keepalive_timeout_ms", 10_000),
         ],
     )
+    await scorer.warm_up()
     http_server = HttpServer(build_app(scorer, life.health, life.metrics), settings.rest_port, settings.host)
     await http_server.start()
     life.on_stop("rest", http_server.stop, deadline_s=8.0)

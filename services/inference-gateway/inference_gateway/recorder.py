@@ -77,6 +77,8 @@ class Recorder:
 
     def __init__(self, spool: Spool, producer: KafkaProducer, *, memory_bytes: int = 8 << 20) -> None:
         self.spool, self._producer, self._memory_bytes = spool, producer, memory_bytes
+        self.refusing: str | None = None
+        """Why nothing can be recorded at the moment; None where it can."""
         self.delivered_total = 0
         self.failed_total = 0
         self._groups: deque[Group] = deque()
@@ -113,8 +115,9 @@ class Recorder:
         """
         try:
             place = self.spool.append(messages, reserved=reserved)
-        except SpoolError:
+        except SpoolError as error:
             if self.backlog or self.down is not None or self._memory > self._memory_bytes // 8:
+                self.refusing = str(error)
                 raise
             group = Group(messages, None, held)
             group.acked = asyncio.get_running_loop().create_future()
@@ -146,6 +149,15 @@ class Recorder:
         else:
             group.unacked -= len(void)
         self._hand_over()
+
+    def try_again(self) -> None:
+        """Find out whether there is room again, where there was none: nobody may be sending any more."""
+        if self.refusing is not None:
+            try:
+                self.spool.try_write()
+                self.refusing = None
+            except SpoolError as error:
+                self.refusing = str(error)
 
     async def recorded(self, group: Group, timeout_s: float) -> bool:
         """Whether `group` is safe: in the spool, or acknowledged by Kafka within `timeout_s`."""

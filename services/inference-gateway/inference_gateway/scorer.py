@@ -12,6 +12,8 @@ import time
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
+from feature_store.codec import StateCorrupt
+from feature_store.online import StoreUnavailable
 from model_release.release import Release
 from service_kit.health import Health
 from service_kit.logs import get_logger
@@ -54,6 +56,7 @@ class Scorer:
         self._access, self._recorder, self._metrics, self._health = access, recorder, metrics, health
         self._tasks: set[asyncio.Task[None]] = set()
         decider = Decider(release)
+        self._refuses_unrecorded = decider.refuses_unrecorded
         self._memory = ReplyMemory(access, self._spawn)
         self._answering = Answering(adapter, decider, recorder, self._memory, metrics, self._spawn)
         self._model = ModelStage(
@@ -104,6 +107,14 @@ class Scorer:
         while len(self._features) + count > max(self._max_waiting // 2, count):
             await self._features.moved()
 
+    async def warm_up(self) -> None:
+        """Do once what every request does, without recording anything: the first one is as quick as the others."""
+        try:
+            await self._access.warm_up()
+        except (StoreUnavailable, StateCorrupt) as error:
+            log.warning("not warmed up", reason=str(error))
+        self._answering.warm_up()
+
     async def drain(self) -> None:
         """Until all that was submitted is answered and remembered."""
         await self._features.idle()
@@ -122,6 +133,14 @@ class Scorer:
                 self._health.degrade("kafka", "cannot be reached; events wait in the spool")
             elif not self._recorder.backlog:
                 self._health.restore("kafka")
+            self._recorder.try_again()
+            if self._recorder.refusing is None:
+                self._health.unblock("recording")
+                self._health.restore("recording")
+            elif self._refuses_unrecorded:
+                self._health.block("recording", self._recorder.refusing)
+            else:
+                self._health.degrade("recording", self._recorder.refusing)
             await asyncio.sleep(0.5)
 
     def _is_repeat(self, work: Work) -> bool:

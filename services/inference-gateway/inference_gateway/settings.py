@@ -44,7 +44,7 @@ class GatewaySettings(ServiceSettings):
     recorder_memory_bytes: int = Field(8 << 20, ge=1 << 12)
     kafka_queue_bytes: int = Field(32 << 20, ge=1 << 16)
     kafka_linger_ms: int = Field(10, ge=0, le=1_000)
-    redis_timeout_ms: int = Field(250, ge=10)
+    redis_timeout_ms: int = Field(500, ge=10)
     #: How long an answer is kept for repeats of its request.
     ledger_ttl_s: int = Field(3_600, ge=1)
     #: How long the process that began with a request has before another takes over.

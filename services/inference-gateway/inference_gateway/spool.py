@@ -18,7 +18,6 @@ from pathlib import Path
 
 from inference_gateway.errors import SpoolFull, SpoolLocked, SpoolUnwritable
 from inference_gateway.spool_format import (
-    HEADER_BYTES,
     MAX_COUNT,
     MESSAGES,
     VOIDED,
@@ -77,16 +76,7 @@ class Spool:
         self.segments: deque[Segment] = deque()
         self.size = 0
         self.damaged = 0
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
-        except OSError as error:
-            raise SpoolUnwritable(f"spool folder {folder}: {error.strerror}") from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(self._lock)
-            raise SpoolLocked(f"spool folder {folder} is in use by another gateway process") from error
+        self._lock = _locked(folder)
         self._next = time.time_ns()
         self._recover()
 
@@ -103,6 +93,10 @@ class Spool:
         segment.total += len(batch)
         segment.unacked += len(batch)
         return place
+
+    def try_write(self) -> None:
+        """Write a block of nothing. Raises SpoolFull or SpoolUnwritable where an `append` would."""
+        self._write(encode_voided([]), self._limit - (1 << 10))
 
     def void(self, place: Place, indexes: Sequence[int]) -> None:
         """Messages of an appended block that are not to be sent, also not after a restart."""
@@ -244,5 +238,40 @@ class Spool:
         self._delete_done()
 
 
-BLOCK_OVERHEAD = HEADER_BYTES
-"""Bytes that a block adds to its messages."""
+def adopt_orphans(base: Path, processes: int) -> int:
+    """Move what was left by processes that there are no longer (numbers from `processes` on) to number 0's folder.
+
+    Called before that folder is opened; returns the number of files. Folders that are in use stay as they are.
+    """
+    moved = 0
+    for folder in sorted(base.iterdir() if base.is_dir() else ()):
+        if not folder.name.isdigit() or int(folder.name) < processes or not any(folder.glob(f"*{_SUFFIX}")):
+            continue
+        try:
+            lock = _locked(folder)
+        except SpoolLocked:
+            continue
+        try:
+            (base / "0").mkdir(exist_ok=True)
+            for path in folder.glob(f"*{_SUFFIX}"):
+                # Names are times in nanoseconds: one that is taken was given to nobody else.
+                path.rename(base / "0" / path.name)
+                moved += 1
+        finally:
+            os.close(lock)
+    return moved
+
+
+def _locked(folder: Path) -> int:
+    """Lock a spool folder, made where it is missing; the file to close for unlocking."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise SpoolUnwritable(f"spool folder {folder}: {error.strerror}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(lock)
+        raise SpoolLocked(f"spool folder {folder} is in use by another gateway process") from error
+    return lock

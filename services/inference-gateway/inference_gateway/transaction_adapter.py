@@ -110,7 +110,7 @@ class TransactionAdapter:
         ):  # fmt: skip
             raise self._problem(t, time_us)
         if self._live:
-            self._check_live(time_us)
+            self._check_live(time_us, id_)
         event = events.Transaction(
             transaction_id=id_,
             event_time_us=time_us,
@@ -125,33 +125,49 @@ class TransactionAdapter:
         features = FeatureRequest(id_, time_us, keys, {"amount": amount}, xxh3_128_digest(event))
         return Request(features, event, customer.encode(), shard_of(customer, self._shards))
 
+    def example(self) -> Request:
+        """A valid request, for warming up."""
+        live, self._live = self._live, False
+        message = scoring.Transaction(
+            transaction_id="warm-up", customer_id="warm-up", terminal_id="warm-up", amount_minor=1, currency="EUR"
+        )
+        message.event_time.seconds = 1
+        try:
+            return self.unary(scoring.ScoreTransactionRequest(transaction=message).SerializeToString())
+        finally:
+            self._live = live
+
     def _problem(self, t: scoring.Transaction, time_us: int) -> InvalidRequest:
         ids = {name: getattr(t, name) for name in ("transaction_id", *_ENTITY_FIELDS)}
         problem = first_problem(ids)
         if problem is None:
             if not t.HasField("event_time"):
-                return InvalidRequest("event_time", "is missing; must be a time in UTC")
+                return InvalidRequest("event_time", "is missing; must be a time in UTC", t.transaction_id)
             if not 0 <= t.event_time.nanos < 1_000_000_000:
-                return InvalidRequest("event_time", f"has {t.event_time.nanos} nanos; must have 0 to 999999999")
+                return InvalidRequest(
+                    "event_time", f"has {t.event_time.nanos} nanos; must have 0 to 999999999", t.transaction_id
+                )
             problem = first_problem({"event_time_us": time_us, "amount": t.amount_minor, "currency": t.currency})
         if problem is None:
             return InvalidRequest("transaction", "cannot be used")
         public = {"event_time_us": "event_time", "amount": "amount_minor"}
-        return InvalidRequest(public.get(problem.field, problem.field), problem.detail)
+        return InvalidRequest(public.get(problem.field, problem.field), problem.detail, t.transaction_id)
 
-    def _check_live(self, time_us: int) -> None:
+    def _check_live(self, time_us: int, event_id: str) -> None:
         now_us = time.time_ns() // 1_000
         if time_us > now_us + self._future_us:
             raise InvalidRequest(
                 "event_time",
                 f"is {(time_us - now_us) / 1e6:.0f} s in the future;"
                 f" must be at most {self._future_us // 1_000_000} s after the gateway's clock",
+                event_id,
             )
         if time_us < now_us - self._past_us:
             raise InvalidRequest(
                 "event_time",
                 f"is {(now_us - time_us) / 1e6:.0f} s ago;"
                 f" must be at most {self._past_us // 1_000_000} s before the gateway's clock",
+                event_id,
             )
 
     # Out

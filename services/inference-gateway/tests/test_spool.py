@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from inference_gateway.errors import SpoolFull, SpoolLocked, SpoolUnwritable
-from inference_gateway.spool import Place, Spool
+from inference_gateway.spool import Place, Spool, adopt_orphans
 from inference_gateway.spool_format import Message, blocks, encode_messages, messages
 
 LIMIT = 1 << 22
@@ -166,3 +166,19 @@ def test_reading_goes_on_from_a_place(tmp_path: Path) -> None:
     ][5:]
     assert read_all(spool) == big
     spool.close()
+
+
+def test_fewer_processes_take_over_what_the_others_left(tmp_path: Path) -> None:
+    left: list[list[Message]] = []
+    for number in range(4):
+        spool = Spool(tmp_path / str(number), max_bytes=LIMIT)
+        left.append([Message(0, number, b"k", b"v")])
+        spool.append(left[-1])
+        spool.close()
+    in_use = Spool(tmp_path / "3", max_bytes=LIMIT)
+    assert adopt_orphans(tmp_path, 2) == 1
+    spool = Spool(tmp_path / "0", max_bytes=LIMIT)
+    assert sorted(read_all(spool)) == [left[0], left[2]]
+    assert read_all(in_use) == [left[3]]
+    spool.close()
+    in_use.close()
