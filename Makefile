@@ -3,13 +3,15 @@ SHELL := /bin/bash
 VENV := .venv
 PY := $(VENV)/bin/python
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+# As pip and curl do: trust what this machine trusts, a company's proxy for one.
+export UV_SYSTEM_CERTS ?= 1
 PYTHON ?= $(firstword $(shell command -v python3.11 python3))
 PROTOS := $(shell find proto/trine -name '*.proto')
 # Each folder of tests by itself: every one may have its conftest.py.
 TESTS := $(wildcard proto/tests services/*/tests models/*/tests cli/tests)
 PACKAGES := $(wildcard proto/pyproject.toml services/*/pyproject.toml cli/pyproject.toml)
 
-.PHONY: help setup lint test clean bench-fraud-quality
+.PHONY: help setup lint demo test clean bench-fraud-quality
 
 help:            ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 24
@@ -45,6 +47,9 @@ lint: setup      ## ruff, mypy --strict, contract compatibility
 	@mypy --exclude '/tests/' services models cli benchmarks conftest.py proto/generate.py proto/compatibility.py
 	@for tests in $(TESTS); do echo "mypy $$tests"; mypy --no-error-summary $$tests || exit 1; done
 	@$(PY) proto/compatibility.py
+
+demo: setup      ## the whole path for real, ending in a report [KEEP=1: leave it running]
+	@$(PY) -m trine_cli.demo $(if $(filter-out 0,$(KEEP)),--keep)
 
 test: setup      ## all tests, with real Redis, Kafka and TorchServe
 	@pytest

@@ -10,7 +10,7 @@ import importlib
 import importlib.util
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import typer
 from rich.console import Console
@@ -65,8 +65,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs `trine` and exits; exit codes: trine_cli.errors."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     called = next((word for word in words if not word.startswith("-")), None)
+    run(lambda: build(called)(words, prog_name="trine"))
+
+
+def run(program: Callable[[], object]) -> None:
+    """Runs a typer app; what it raises is told in one line and becomes the exit code."""
     try:
-        build(called)(words, prog_name="trine")
+        program()
     except Exception as error:
         code = exit_code(error)
         if code == BUG:

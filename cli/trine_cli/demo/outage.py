@@ -1,0 +1,78 @@
+"""Half-way through the day TorchServe is killed, stays away for some seconds and comes back."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+
+from trine_cli.demo.day import Sending
+from trine_cli.local.figures import look
+from trine_cli.local.stack import TORCHSERVE, Stack
+
+_LOOK_EVERY_S = 0.1
+_PATIENCE_S = 60.0
+
+
+@dataclass(slots=True)
+class Outage:
+    """Seconds since the first request: when it was killed, started again, and when the gateway used it again."""
+
+    killed_s: float = float("nan")
+    started_s: float = float("nan")
+    back_s: float = float("nan")
+
+
+class OutageMaker:
+    """Waits in the background for the middle of the day, then does it. `outage` says what happened so far."""
+
+    def __init__(self, stack: Stack, sending: Sending, total: int, seconds: float) -> None:
+        self.outage = Outage()
+        self._stack, self._sending, self._half, self._seconds = stack, sending, total // 2, seconds
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="outage", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def join(self) -> Outage:
+        """Wait until the model is back. Raises what went wrong."""
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        return self.outage
+
+    @property
+    def words(self) -> str:
+        """What is going on, for the live table."""
+        if self.outage.killed_s != self.outage.killed_s:
+            return "running"
+        if self.outage.started_s != self.outage.started_s:
+            return "killed"
+        return "starting again" if self.outage.back_s != self.outage.back_s else "back"
+
+    def _run(self) -> None:
+        try:
+            while self._sending.settled < self._half:
+                if self._sending.finished:
+                    return
+                time.sleep(_LOOK_EVERY_S)
+            self._stack.kill(TORCHSERVE)
+            self.outage.killed_s = self._now()
+            time.sleep(self._seconds)
+            self.outage.started_s = self._now()
+            self._stack.restart(TORCHSERVE)
+            self._await_model()
+            self.outage.back_s = self._now()
+        except BaseException as error:  # shown by `join`
+            self._error = error
+
+    def _await_model(self) -> None:
+        deadline = time.monotonic() + _PATIENCE_S
+        while any(trouble.startswith("model") for trouble in look(self._stack.rest).troubles):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"the gateway does not use TorchServe again after {_PATIENCE_S:g} s")
+            time.sleep(_LOOK_EVERY_S)
+
+    def _now(self) -> float:
+        return self._sending.now_s

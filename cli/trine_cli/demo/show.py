@@ -1,0 +1,205 @@
+"""The demo from beginning to end; the steps it runs are the library functions behind `trine`'s commands."""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import FrameType
+
+import redis
+from feature_store.rebuild import rebuild
+from model_release import Release
+
+from models.fraud.features import PLAN
+from trine_cli.decision_replay import replay_decisions
+from trine_cli.demo.day import Day, Sending, load_day
+from trine_cli.demo.live_table import watch
+from trine_cli.demo.next_lines import GRPC_PORT, REST_PORT, next_lines
+from trine_cli.demo.outage import OutageMaker
+from trine_cli.demo.outcome import Outcome
+from trine_cli.demo.preparation import DATASET_STEPS_PER_DAY, TRAINING_STEPS, prepare_dataset, prepare_release
+from trine_cli.demo.report import write_report
+from trine_cli.demo.scenario import Scenario
+from trine_cli.errors import CommandError, Unavailable
+from trine_cli.local.figures import look
+from trine_cli.local.ports import HOST
+from trine_cli.local.redis_server import RedisServer
+from trine_cli.local.stack import REDIS, Stack, StackOptions
+from trine_cli.output import Output
+from trine_cli.traffic import SendOptions
+
+_SETTLE_S = 60.0
+
+
+class PromiseBroken(CommandError):
+    """The demo ran to its end, and something of what it says of Trine did not hold."""
+
+
+class Steps:
+    """Names a step while it runs, and says what it took."""
+
+    def __init__(self, output: Output) -> None:
+        self.output, self.timings = output, dict[str, float]()
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[list[str]]:
+        """Yields a list that takes the words about its result."""
+        began, words = time.monotonic(), list[str]()
+        yield words
+        self.timings[name] = time.monotonic() - began
+        self.output.note(f"{name:<12} {self.timings[name]:6.1f} s   {'; '.join(words)}")
+
+
+def run(scenario: Scenario, keep: bool) -> None:
+    """Raises PromiseBroken at the end, and what any step raises; leaves nothing running unless `keep`."""
+    output = Output()
+    scenario.folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as owned:
+        owned.enter_context(_alone(scenario.folder))
+        # A plain kill should stop the stack too.
+        owned.enter_context(_terminable())
+        steps = Steps(output)
+        release, day = _prepare(scenario, steps)
+        stack = _start(scenario, release, steps, owned)
+        outcome = _live(scenario, release, day, stack, steps)
+        lines = next_lines(scenario, *_addresses(stack, keep), keep, stack.kafka_bootstrap)
+        write_report(outcome, release, lines, scenario.report)
+        _conclude(output, outcome, lines, scenario.report)
+        broken = [p for p in outcome.promises if not p.kept]
+        if broken:
+            raise PromiseBroken("; ".join(f"{p.what}: {p.found}" for p in broken))
+        if keep:
+            output.note(f"\nThe stack goes on running (logs: {stack.logs}). Ctrl-C stops it.")
+            _until_interrupted()
+
+
+def _prepare(scenario: Scenario, steps: Steps) -> tuple[Release, Day]:
+    with (
+        steps.step("data") as words,
+        steps.output.progress("Making transactions", scenario.days * DATASET_STEPS_PER_DAY) as advance,
+    ):
+        dataset, made = prepare_dataset(scenario, advance)
+        words.append(f"{dataset['transactions']:,} card transactions, {scenario.days} days, {_made(made)}")
+    with steps.step("model") as words, steps.output.progress("Training", TRAINING_STEPS) as advance:
+        release, made = prepare_release(scenario, dataset, advance)
+        words.append(f"{release.id}, {_made(made)}")
+    with steps.step("day") as words:
+        day = load_day(scenario.dataset, scenario.day_us)
+        frauds = int(day.fraud.sum())
+        words.append(f"{scenario.day}: {day.total:,} transactions, {frauds} of them fraud; unseen by the model")
+    return release, day
+
+
+def _start(scenario: Scenario, release: Release, steps: Steps, owned: ExitStack) -> Stack:
+    shutil.rmtree(scenario.stack, ignore_errors=True)
+    logs = scenario.stack / "logs"
+    with steps.step("state") as words:
+        server = owned.enter_context(RedisServer(scenario.stack / REDIS, log=logs / f"{REDIS}.log"))
+        shards = StackOptions(releases=scenario.releases).shards
+        with redis.Redis.from_url(server.url) as client:
+            made = rebuild(client, PLAN, scenario.dataset, scenario.day_us, shards)
+        entities = ", ".join(f"{n:,} {view}s" for view, n in made.entities.items())
+        words.append(f"feature state rebuilt from history until {scenario.day}: {entities}")
+    with steps.step("stack") as words:
+        options = StackOptions(
+            releases=scenario.releases, release=release.id, data=scenario.stack, logs=logs, redis_url=server.url
+        )
+        stack = owned.enter_context(Stack(options))
+        _await_calm(stack)
+        words.append(f"Redis, Kafka, TorchServe, worker, gateway, feature store are up; gRPC at {stack.grpc}")
+    return stack
+
+
+def _live(scenario: Scenario, release: Release, day: Day, stack: Stack, steps: Steps) -> Outcome:
+    with steps.step("live") as words:
+        options = SendOptions(
+            stack.grpc,
+            scenario.rate,
+            deadline_s=scenario.deadline_s,
+            kafka_bootstrap=stack.kafka_bootstrap,
+            shards=stack.options.shards,
+        )
+        sending = Sending(day, options)
+        maker = OutageMaker(stack, sending, day.total, scenario.outage_s)
+        sending.start()
+        maker.start()
+        watch(steps.output.people, day, sending, maker)
+        tally, outage = sending.join(), maker.join()
+        words.append(f"{day.total:,} transactions in {float(tally.sent_s.max()):.1f} s")
+    with steps.step("replay") as words:
+        began = time.monotonic()
+        decisions, _ = replay_decisions(
+            stack.kafka_bootstrap, scenario.releases, (scenario.dataset, scenario.day_us), from_us=scenario.day_us
+        )
+        took = time.monotonic() - began
+        words.append(f"{decisions.decisions:,} decisions from the archive, {decisions.different:,} different")
+    reports = len(day.traffic.reports)
+    return Outcome(scenario, release.id, tally, day.fraud, outage, decisions, took, steps.timings, reports)
+
+
+def _conclude(output: Output, outcome: Outcome, lines: list[tuple[str, str]], report: Path) -> None:
+    output.table(
+        "\nPromises",
+        ["", "promised", "seen"],
+        [("✓" if p.kept else "✗", p.what, p.found) for p in outcome.promises],
+    )
+    for example in outcome.decisions.examples[:5]:
+        output.note(f"different: {example.decision_id}: {'; '.join(map(str, example.differences[:3]))}")
+    output.note("\nTo try next")
+    for words, code in lines:
+        output.note(f"\n# {words}\n{code}")
+    output.note(f"\nReport: {report.resolve()}")
+
+
+def _addresses(stack: Stack, keep: bool) -> tuple[str, str]:
+    """gRPC and REST as the lines to try name them."""
+    return (stack.grpc, stack.rest) if keep else (f"{HOST}:{GRPC_PORT}", f"http://{HOST}:{REST_PORT}")
+
+
+def _await_calm(stack: Stack) -> None:
+    """Until neither gateway nor worker reports a trouble: then the day begins with everything in use."""
+    deadline = time.monotonic() + _SETTLE_S
+    while troubles := [*look(stack.rest).troubles, *look(stack.worker_http).troubles]:
+        if time.monotonic() > deadline:
+            raise Unavailable(f"the stack is not at its best after {_SETTLE_S:g} s: {'; '.join(troubles)}")
+        time.sleep(0.1)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One demo at a time in a folder: a second one would take the first one's data away."""
+    with (folder / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise Unavailable(f"another demo is running in {folder}") from None
+        yield
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _until_interrupted() -> None:
+    try:
+        while True:
+            time.sleep(3_600)
+    except KeyboardInterrupt:
+        pass
+
+
+def _made(now: bool) -> str:
+    return "made now" if now else "there already"
