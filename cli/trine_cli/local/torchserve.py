@@ -14,30 +14,11 @@ from pathlib import Path
 
 import httpx
 
+from models.torchserve import CONFIG, LOG_CONFIG
 from trine_cli.local.errors import MissingProgram
 from trine_cli.local.java import java_program
 from trine_cli.local.ports import HOST, free_ports
 from trine_cli.local.server import Launch, LocalServer
-
-# Access and metric logs would cost more than a small model's answer.
-_LOG_CONFIG = """\
-<?xml version="1.0" encoding="UTF-8"?>
-<Configuration>
-  <Appenders>
-    <Console name="console" target="SYSTEM_OUT"><PatternLayout pattern="%d{ISO8601} %p %m (%c)%n"/></Console>
-  </Appenders>
-  <Loggers>
-    <Root level="warn"><AppenderRef ref="console"/></Root>
-    <Logger name="org.pytorch.serve" level="info"/>
-    <Logger name="org.pytorch.serve.wlm.BatchAggregator" level="warn"/>
-    <Logger name="org.pytorch.serve.wlm.WorkerThread" level="warn"/>
-    <Logger name="MODEL_LOG" level="info"/>
-    <Logger name="ACCESS_LOG" level="off"/>
-    <Logger name="TS_METRICS" level="off"/>
-    <Logger name="MODEL_METRICS" level="off"/>
-  </Loggers>
-</Configuration>
-"""
 
 
 class TorchServe(LocalServer):
@@ -94,14 +75,15 @@ class TorchServe(LocalServer):
             folder.mkdir(parents=True, exist_ok=True)
         if self._sockets is None:
             self._sockets = tempfile.TemporaryDirectory(prefix="trine-ts-", ignore_cleanup_errors=True)
-        config, log_config = self.folder / "config.properties", self.folder / "log4j2.xml"
-        config.write_text("".join(f"{name}={value}\n" for name, value in self._config(store).items()))
-        log_config.write_text(_LOG_CONFIG)
+        config = self.folder / "config.properties"
+        own = "".join(f"{name}={value}\n" for name, value in self._config(store).items())
+        # Of a setting that is there twice Java takes the last.
+        config.write_text(f"{CONFIG.read_text()}\n{own}")
         home = _home()
         argv = [
             java_program(),
             f"-Dmodel_server_home={home}",
-            f"-Dlog4j.configurationFile={log_config.resolve().as_uri()}",
+            f"-Dlog4j.configurationFile={LOG_CONFIG.resolve().as_uri()}",
         ]
         argv += [f"-Djava.io.tmpdir={self._sockets.name}", *self._java_options, "-cp", f"{home}/ts/frontend/*"]
         argv += ["org.pytorch.serve.ModelServer", "--python", sys.executable, "-f", str(config.resolve())]
@@ -125,13 +107,6 @@ class TorchServe(LocalServer):
             "grpc_inference_port": self.grpc_port,
             "grpc_management_port": self._grpc_management,
             "model_store": store.resolve(),
-            "allowed_urls": "file://.*",
-            "default_workers_per_model": 1,
-            "job_queue_size": 1000,
-            "number_of_netty_threads": 2,
-            "netty_client_threads": 2,
-            "disable_system_metrics": "true",
-            "enable_envvars_config": "false",
             **self._settings,
         }
 
