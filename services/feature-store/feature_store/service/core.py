@@ -97,10 +97,10 @@ class FeatureService:
         """Every shard's progress; dead letters by reason. Raises StateUnavailable."""
         return await self._freshness.shards(), self._letters.counts
 
-    async def look(self, log_problem: Callable[[], str | None]) -> None:
+    async def look(self) -> None:
         """Connect where not connected; readiness, degradation and metrics as they are now.
 
-        `log_problem`: why Kafka did not say where the logs end, if so. Raises StoreMisconfigured.
+        Raises StoreMisconfigured.
         """
         try:
             if self._online is None:
@@ -113,17 +113,17 @@ class FeatureService:
             return
         self._health.unblock(_REDIS)
         self._metrics.show(shards)
-        problem = log_problem()
+        problem = self._freshness.log_problem
         if problem is None:
             self._health.restore(_KAFKA)
         else:
             self._health.degrade(_KAFKA, problem)
 
-    async def watch(self, log_problem: Callable[[], str | None], every_s: float) -> None:
+    async def watch(self, every_s: float) -> None:
         """`look` until cancelled."""
         while True:
             try:
-                await self.look(log_problem)
+                await self.look()
             except StoreMisconfigured as error:
                 self._health.block(_REDIS, str(error))
             await asyncio.sleep(every_s)

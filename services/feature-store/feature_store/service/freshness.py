@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -42,7 +41,7 @@ class ShardFreshness:
 
 
 class FreshnessReader:
-    """Reads what the worker writes; `ends` may be slow or silent, Redis may not."""
+    """Reads what the worker writes, and compares it with what `ends` was told last."""
 
     def __init__(self, redis_url: str, plan: FeaturePlan, shards: int, ends: LogEnds, timeout_s: float) -> None:
         pool = redis.asyncio.ConnectionPool.from_url(
@@ -52,13 +51,18 @@ class FreshnessReader:
         self._shards, self._ends = shards, ends
         self._topics = {entity.name: plan.topic_of(entity.name) for entity in plan.entities}
 
+    @property
+    def log_problem(self) -> str | None:
+        """Why Kafka does not say where the logs end; None where it does."""
+        return self._ends.problem
+
     async def close(self) -> None:
         await self._redis.aclose()
 
     async def shards(self) -> list[ShardFreshness]:
         """Every shard of every entity. Raises StateUnavailable where Redis does not answer."""
         wanted = [(entity, shard) for entity in self._topics for shard in range(self._shards)]
-        metas, ends = await asyncio.gather(self._metas(wanted), asyncio.to_thread(self._ends.read))
+        metas, ends = await self._metas(wanted), self._ends.ends
         now_us = time.time_ns() // 1_000
         found = []
         for (entity, shard), (offset, clock, progress) in zip(wanted, metas, strict=True):

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
@@ -13,8 +12,6 @@ from service_kit.logs import get_logger
 
 UNKNOWN = -1
 _REQUEST_TIMEOUT_S = 3.0
-#: Younger answers are given again, so that many readers cost Kafka no more than one.
-_KEPT_S = 0.5
 
 log = get_logger(__name__)
 
@@ -25,30 +22,27 @@ def report_error(error: KafkaError) -> None:
 
 
 class LogEnds:
-    """Blocking; callable from any thread."""
+    """`run` asks in a thread of its own, so that nobody waits for a Kafka that is silent; `ends` is what it said."""
 
-    def __init__(self, bootstrap: str, topics: Sequence[str], shards: int) -> None:
-        config: dict[str, Any] = {
-            "bootstrap.servers": bootstrap,
-            "error_cb": report_error,
-        }  # as confluent-kafka types it
+    def __init__(self, bootstrap: str, topics: Sequence[str], shards: int, every_s: float) -> None:
+        # Any: as confluent-kafka types it.
+        config: dict[str, Any] = {"bootstrap.servers": bootstrap, "error_cb": report_error}
         self._admin = AdminClient(config)
         self._asked = [TopicPartition(topic, shard) for topic in topics for shard in range(shards)]
-        self._lock = threading.Lock()
-        self._found: dict[tuple[str, int], int] = {}
-        self._at = float("-inf")
+        self._every_s = every_s
+        #: (topic, partition) → next offset; empty while Kafka does not say.
+        self.ends: Mapping[tuple[str, int], int] = {}
+        #: Why Kafka does not say; None where it does.
         self.problem: str | None = None
 
-    def read(self) -> dict[tuple[str, int], int]:
-        """(topic, partition) → next offset; empty where Kafka does not say (`problem` is why)."""
-        with self._lock:
-            if time.monotonic() - self._at > _KEPT_S:
-                try:
-                    self._found, self.problem = self._ask(), None
-                except KafkaException as error:
-                    self._found, self.problem = {}, f"log ends: {error}"
-                self._at = time.monotonic()
-            return self._found
+    def run(self, stop: threading.Event) -> None:
+        """Ask until `stop` is set."""
+        while not stop.is_set():
+            try:
+                self.ends, self.problem = self._ask(), None
+            except KafkaException as error:
+                self.ends, self.problem = {}, f"log ends: {error}"
+            stop.wait(self._every_s)
 
     def _ask(self) -> dict[tuple[str, int], int]:
         latest = OffsetSpec.latest()  # type: ignore[no-untyped-call]

@@ -52,7 +52,9 @@ def _manifest(release: Path) -> dict[str, Any]:  # JSON
 async def start(life: Lifecycle, settings: FeatureServiceSettings) -> None:
     plan = plan_of(settings)
     metrics = ServiceMetrics(life.metrics)
-    ends = LogEnds(settings.kafka_bootstrap, [plan.topic_of(e.name) for e in plan.entities], settings.shards)
+    topics = [plan.topic_of(entity.name) for entity in plan.entities]
+    ends = LogEnds(settings.kafka_bootstrap, topics, settings.shards, settings.refresh_s)
+    life.thread("log-ends", ends.run, deadline_s=10)
     letters = DeadLetterCounter(settings.kafka_bootstrap, settings.dead_letters_topic, metrics.dead_letters)
     life.thread("dead-letters", letters.run, deadline_s=10)
     timeout_s = settings.redis_timeout_ms / 1_000
@@ -67,14 +69,11 @@ async def start(life: Lifecycle, settings: FeatureServiceSettings) -> None:
     )
     life.on_stop("redis", service.close)
 
-    def log_problem() -> str | None:
-        return ends.problem
-
     try:
-        await service.look(log_problem)
+        await service.look()
     except StoreMisconfigured as error:
         raise StartRefused(str(error)) from error
-    life.task("watch", service.watch(log_problem, settings.refresh_s))
+    life.task("watch", service.watch(settings.refresh_s))
 
     add = partial(add_FeatureStoreServiceServicer_to_server, FeatureStoreServicer(service, metrics))
     grpc = GrpcServer({SERVICE: add}, life.health, settings.grpc_port, settings.host, max_message_bytes=1 << 20)
