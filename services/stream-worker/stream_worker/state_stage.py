@@ -110,9 +110,9 @@ class StateStage:
             self._table.wait(key, NEW)
         granted = self._claim(keys)
         consumer.incremental_assign([TopicPartition(t, p, granted.get((t, p), 0)) for t, p in keys])
-        waiting = [TopicPartition(t, p) for t, p in keys if (t, p) not in granted]
-        if waiting:
-            consumer.pause(waiting)
+        # A partition that was paused when it was taken away comes back paused.
+        consumer.resume([TopicPartition(t, p) for t, p in granted])
+        consumer.pause([TopicPartition(t, p) for t, p in keys if (t, p) not in granted])
         log.info("shards assigned", shards=_listed(keys), claimed=len(granted))
         self._health.unblock("state")
 
