@@ -26,10 +26,15 @@ MIN_FRAUDS = 20
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Everything that decides how a network is fitted. `keep`: the share of non-frauds drawn anew for every epoch."""
+    """Everything that decides how a network is fitted.
+
+    `keep`: the share of non-frauds drawn anew for every epoch. `least_steps`: more epochs where the data are so few
+    that `epochs` of them would be fewer batches than this.
+    """
 
     shape: Shape = field(default_factory=Shape)
     epochs: int = 40
+    least_steps: int = 400
     batch: int = 512
     learning_rate: float = 2e-3
     weight_decay: float = 1e-4
@@ -93,13 +98,14 @@ def _fit_group(
     weight_of = torch.where(labels > 0, 1.0, len(negative) / drawn)
     size = len(positive) + drawn
     per_epoch = math.ceil(size / recipe.batch)
+    epochs = max(recipe.epochs, math.ceil(recipe.least_steps / per_epoch))
     optimizer = torch.optim.AdamW(
         ensemble.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, foreach=True
     )
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, recipe.learning_rate, total_steps=recipe.epochs * per_epoch, pct_start=0.2
+        optimizer, recipe.learning_rate, total_steps=epochs * per_epoch, pct_start=0.2
     )
-    for _ in range(recipe.epochs):
+    for _ in range(epochs):
         some = negative[torch.randperm(len(negative), generator=generator)[:drawn]]
         order = torch.cat([positive, some])[torch.randperm(size, generator=generator)]
         for chosen in torch.split(order, recipe.batch):
@@ -112,7 +118,7 @@ def _fit_group(
             losses.mean(1).sum().backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
-        advance(1.0 / (recipe.epochs * GROUPS))
+        advance(1.0 / (epochs * GROUPS))
     return ensemble
 
 

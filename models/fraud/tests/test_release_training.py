@@ -28,7 +28,9 @@ from models.fraud.training import Recipe, fit
 
 test_rows.__test__ = False  # type: ignore[attr-defined]
 
-QUICK = Recipe(shape=Shape(members=2, hidden=(8,), segments=8), epochs=30, batch=256, learning_rate=5e-3, keep=0.3)
+QUICK = Recipe(
+    Shape(members=2, hidden=(8,), segments=8), epochs=30, least_steps=1, batch=256, learning_rate=5e-3, keep=0.3
+)
 FOLD = Fold(day_number(dt.date(2018, 6, 5)))
 CHOICES = Choices(review_budget=20, recipe=QUICK)
 
