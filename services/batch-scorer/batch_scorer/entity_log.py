@@ -132,13 +132,13 @@ class EntityLog:
         ahead, last = self._upto(code, seen.time_us + view.lateness_us), self._key_ends(code)
         hi = np.where(self._absorbed(ahead, last, seen.offset), last, hi)
 
-        own = seen.id if view.delay_us == 0 else np.full_like(seen.id, LAST_ID)
         values = np.zeros((q, len(view.features)), dtype=np.float64)
         for some in _chunks(hi - lo):
             tail = np.flatnonzero((seen.tail_of >= some.start) & (seen.tail_of < some.stop) & (tail_row >= 0))
             points = self._points(code[some], lo[some], hi[some], seen.offset[some],
                                   seen.tail_of[tail] - some.start, tail_row[tail])  # fmt: skip
-            queries = Queries(np.arange(some.stop - some.start), seen.time_us[some], own[some])
+            n = some.stop - some.start
+            queries = Queries(np.arange(n), seen.time_us[some], np.full(n, LAST_ID))
             values[some] = view_features(view, window_sums(points, queries, view.windows_us, view.delay_us))
 
         known = np.bincount(seen.tail_of, minlength=q) > 1

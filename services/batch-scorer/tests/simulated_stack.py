@@ -300,14 +300,13 @@ def plain_score(vector: np.ndarray) -> float:
 
 def _features(view: FeatureView, state: EntityState, t: Transaction) -> list[float]:
     events = {**state.tail, **state.absorbed}
-    own = id64(t.transaction_id)
     out: list[float] = []
     for window in view.windows_us:
         end = t.event_time_us - view.delay_us
         inside = [
             (i, amount)
             for i, (at, amount) in events.items()
-            if end - window < at <= end and (view.delay_us or at < end or i <= own)
+            if end - window < at <= end
         ]
         out.append(float(len(inside)))
         if view.name == "customer":

@@ -274,7 +274,8 @@ class OnlineFeatures:
         lag_of = np.array([0 if s.lost else max(0, now_us - s.progress_us) // 1_000 for s in shards], dtype=np.int64)
         lag = np.zeros(n, dtype=np.int64)
         own_id = np.array(ids, dtype=np.int64)
-        queries = Queries(np.arange(n, dtype=np.int64), time_us, own_id)
+        # What is there by now came before: an event at the same microsecond counts whatever its id (docs/adr/0008).
+        queries = Queries(np.arange(n, dtype=np.int64), time_us, np.full(n, LAST_ID))
         reads = []
         for v, (view, codec, at) in enumerate(zip(plan.views, self._codecs, self._place_in_row, strict=True)):
             meta_at = [row[at] - 1 for row in rows]

@@ -90,9 +90,9 @@ def request_row(plan: FeaturePlan, event: Event) -> list[float]:
 
 
 def vector(plan: FeaturePlan, events: Iterable[Event], reports: Iterable[Report], event: Event) -> NDArray[np.float32]:
-    """The feature vector, float32[features], of one event that is among `events`."""
+    """The live feature vector, float32[features], of an event when `events` (itself among them) have arrived."""
     events, reports = list(events), list(reports)
     row = request_row(plan, event)
     for view in plan.views:
-        row += view_row(view, events, reports, event.keys[view.entity.name], event.time_us, event.id)
+        row += view_row(view, events, reports, event.keys[view.entity.name], event.time_us)
     return np.array(row, dtype=np.float64).astype(np.float32)

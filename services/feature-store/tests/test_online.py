@@ -243,8 +243,8 @@ async def test_two_hundred_at_once_from_several_processes_see_each_other_exactly
     assert all(a < b for a, b in pairwise(ordered))
     for i, (read, ids) in enumerate(zip(reads, seen, strict=True)):
         assert i in ids
-        # At the same microsecond younger ids are not before an event, whenever they came.
-        assert read.vectors[0, COUNT_1D] == sum(j <= i for j in ids)
+        # At the same microsecond what had come counts, whatever its id: the counts are a permutation.
+        assert read.vectors[0, COUNT_1D] == len(ids)
     for store in stores:
         await store.close()
 
