@@ -33,7 +33,7 @@ async def start(life: Lifecycle, settings: Settings) -> None:
     app = FastAPI()
     app.include_router(health_router(life.health, life.metrics))
 
-    @app.get("/work")
+    @app.get("/job")
     async def work(seconds: float = 0.0) -> int:
         served.inc()
         log.info("working", transaction_id="t-1")

@@ -61,7 +61,7 @@ class Sample:
 
     def pids(self) -> set[int]:
         """The processes that answer on the shared port."""
-        return {int(r.text) for _ in range(20) if (r := self.get("/work")) is not None}
+        return {int(r.text) for _ in range(20) if (r := self.get("/job")) is not None}
 
     def logged(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self._log.read_text().splitlines() if line.endswith("}")]
@@ -92,7 +92,7 @@ def test_sigterm_finishes_what_is_in_flight_then_stops_parts_last_first(start: C
         [
             sys.executable,
             "-c",
-            f"import httpx; print(httpx.get('http://127.0.0.1:{sample.http}/work?seconds=1.5').text)",
+            f"import httpx; print(httpx.get('http://127.0.0.1:{sample.http}/job?seconds=1.5').text)",
         ],
         stdout=subprocess.PIPE,
     )
@@ -120,7 +120,7 @@ def test_readiness_goes_off_before_work_is_refused(start: Callable[..., Sample])
         assert reply is not None
         assert reply.status_code == 503
         assert reply.json()["not_ready"] == {"stop": "draining"}
-        work = sample.get("/work")
+        work = sample.get("/job")
         assert work is not None
         assert work.status_code == 200
         watch.cancel()
