@@ -303,11 +303,7 @@ def _features(view: FeatureView, state: EntityState, t: Transaction) -> list[flo
     out: list[float] = []
     for window in view.windows_us:
         end = t.event_time_us - view.delay_us
-        inside = [
-            (i, amount)
-            for i, (at, amount) in events.items()
-            if end - window < at <= end
-        ]
+        inside = [(i, amount) for i, (at, amount) in events.items() if end - window < at <= end]
         out.append(float(len(inside)))
         if view.name == "customer":
             out.append(sum(a for _, a in inside) / len(inside) if inside else 0.0)
