@@ -11,7 +11,7 @@ from trine_cli.local.figures import look
 from trine_cli.local.stack import TORCHSERVE, Stack
 
 _LOOK_EVERY_S = 0.1
-_PATIENCE_S = 60.0
+_PATIENCE_S = 180.0
 
 
 @dataclass(slots=True)

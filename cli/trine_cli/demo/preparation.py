@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -46,6 +47,8 @@ def prepare_release(scenario: Scenario, dataset: dict[str, Any], advance: Advanc
             return open_release(scenario.releases / known["release"]), False
     except (OSError, ValueError, KeyError, ReleaseError):
         pass
+    # Older ones of this folder would be loaded too, each by a worker of its own.
+    shutil.rmtree(scenario.releases, ignore_errors=True)
     release = train_release(scenario.dataset, scenario.releases, fold, choices, advance).release
     note.write_text(json.dumps({"made_of": wanted, "release": release.id}, indent=1))
     return release, True

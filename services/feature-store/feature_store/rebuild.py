@@ -58,7 +58,8 @@ def rebuild(
     reports = load_fraud_reports(dataset, until_us - 1)
     history = history_of(plan, events, {label.name: reports for label in plan.label_sources})
     served = client.get(names.VERSION_POINTER)
-    version = str(int(served or 0) + 1)
+    # The first version is the one that begins empty: a replay of decisions relies on that.
+    version = str(int(served or names.FIRST_VERSION) + 1)
     _delete_version(client, version)
     counts, sizes = {}, {}
     for view in plan.views:
