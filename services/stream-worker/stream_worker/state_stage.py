@@ -7,6 +7,7 @@ Whatever goes wrong, the answer is one: forget what is in hand, claim again, go 
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -144,6 +145,7 @@ class StateStage:
                 self._metrics.claims.labels(entity).inc(len(wanted))
         except redis.RedisError as error:
             self._redis_gone(error)
+            granted.clear()
         else:
             self._health.restore("redis")
         return granted
@@ -186,17 +188,21 @@ class StateStage:
 
     def _doubt(self) -> None:
         """What is in hand may or may not be in Redis: go on from what Redis says."""
-        held = [TopicPartition(*shard.key) for shard in self._table]
+        held = [shard.key for shard in self._table]
         self._table.wait_all(DOUBT, REDIS_RETRY_S)
-        if held:
-            self._consumer.pause(held)
+        self._pause(held)
+
+    def _pause(self, keys: Sequence[ShardKey]) -> None:
+        # A shard that is being assigned this moment cannot be paused yet; what it brings is dropped.
+        with contextlib.suppress(KafkaException):
+            self._consumer.pause([TopicPartition(*key) for key in keys])
 
     def _halt(self, key: ShardKey, reason: str, seconds: float = HALT_RETRY_S) -> None:
         """Stop this shard alone, say so, and look again later."""
         log.error("shard halted", topic=key[0], shard=key[1], reason=reason)
         self._health.degrade("shards", f"{key[0]}/{key[1]}: {reason}")
         self._table.wait(key, HALTED, seconds)
-        self._consumer.pause([TopicPartition(*key)])
+        self._pause([key])
 
     # -- work ------------------------------------------------------------------------------------------------------
 
@@ -286,7 +292,7 @@ class StateStage:
         else:
             # Younger owner: the group takes the shard away from us in a moment. If not, it is ours after all.
             self._table.wait(shard.key, FENCED, self._settings.session_timeout_ms / 1000)
-        self._consumer.pause([TopicPartition(*shard.key)])
+        self._pause([shard.key])
 
     def _send(self, letters: Sequence[Letter]) -> None:
         if not letters:

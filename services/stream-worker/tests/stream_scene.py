@@ -309,11 +309,13 @@ class Scene:
         consumer.close()
         return out
 
-    def points(self, view: str) -> dict[str, tuple[set[tuple[int, int, int]], set[tuple[int, int, int, int]]]]:
-        """Key → its events (time, id, amount or 0) and labels (id, time, known at, value), decoded from Redis."""
+    def points(
+        self, view: str, only: str | None = None
+    ) -> dict[str, tuple[set[tuple[int, int, int]], set[tuple[int, int, int, int]]]]:
+        """Key (all, or one) → its events (time, id, amount or 0) and labels (id, time, known at, value)."""
         declared = next(v for v in self.plan.views if v.name == view)
         codec = StateCodec(declared)
-        found = {key: raw for (v, key), raw in self.states().items() if v == view}
+        found = {key: raw for (v, key), raw in self.states().items() if v == view and only in (None, key)}
         out = {}
         for key, raw in found.items():
             p = codec.decode([raw])
