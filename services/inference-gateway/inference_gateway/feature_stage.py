@@ -149,7 +149,10 @@ class FeatureStage:
                     w.vector = np.where(w.usable, w.vector, np.float32("nan"))
                     lost.append(w)
                 continue
-            void.append(i)
+            # Answered meanwhile, by rules at its deadline: that decision stands on this event, which must go out. (The
+            # ledger may know that very answer already and call the event a repeat.)
+            if not w.answered:
+                void.append(i)
             self._not_new(w, outcome, read.replies[i], read.clock_us[i])
         return whole, lost
 

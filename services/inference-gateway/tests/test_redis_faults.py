@@ -12,9 +12,11 @@ from feature_store.sharding import shard_of
 from service_kit.run import EXIT_REFUSED
 from tests.conftest import NewGateway
 from tests.gateway_scene import DECISIONS, TRANSACTIONS, Topic, build_state, new_id, transaction, wait_for
+from trine.events.v1 import events_pb2 as events
 from trine.scoring.v1 import scoring_pb2 as scoring
 from trine_cli.local.errors import ProcessDied
 from trine_cli.local.fixtures import PrivateRedis
+from xxhash import xxh3_128_digest
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -68,6 +70,31 @@ def test_a_redis_that_hangs_costs_the_first_ones_their_deadline_and_no_more(
     assert time.monotonic() - began < 3
     server.resume()
     wait_for("features again", lambda: gateway.score(transaction()).features)
+
+
+def test_an_event_decided_at_its_deadline_goes_out_whatever_the_ledger_says_later(
+    new_gateway: NewGateway, private_redis: PrivateRedis, kafka_bootstrap: str
+) -> None:
+    """The read is still under way when rules answer, and the ledger may know that very answer before the read does."""
+    server = private_redis()
+    build_state(server.url)
+    gateway = new_gateway(redis_url=server.url, redis_timeout_ms=10_000)
+    gateway.score(transaction())
+    events_topic, decisions = Topic.now(kafka_bootstrap, TRANSACTIONS), Topic.now(kafka_bootstrap, DECISIONS)
+    id_ = new_id()
+    request = transaction(id_)
+    sent = request.transaction
+    event = events.Transaction(
+        transaction_id=id_, event_time_us=sent.event_time.ToMicroseconds(), customer_id=sent.customer_id,
+        terminal_id=sent.terminal_id, amount=sent.amount_minor, currency=sent.currency,
+    ).SerializeToString()  # fmt: skip
+    with redis.Redis.from_url(server.url) as client:
+        client.set(keys.ledger(id_), xxh3_128_digest(event) + b"D")
+    server.pause()
+    assert gateway.score(request, timeout_s=0.5).fallback_reason == "deadline"
+    server.resume()
+    wait_for("the decision", lambda: id_ in {d.decision_id for d in decisions.decisions()})
+    wait_for("its event", lambda: id_ in {t.transaction_id for t in events_topic.transactions()})
 
 
 def test_lost_state_is_told_apart_from_a_new_customer(
