@@ -84,21 +84,21 @@ def union(view: FeatureView, old: Points, events: NewEvents | None, labels: Labe
     return Merged(Points(group, time_us, id_, columns, merged_labels), duplicates, conflicts)
 
 
-def _retained(view: FeatureView, points: Points) -> tuple[Points, set[tuple[int, int]]]:
-    """Without what is past the view's retention, counted from each entity's newest event; and (group, id) of that."""
+def _retained(view: FeatureView, points: Points) -> tuple[Points, tuple[Int64s, Int64s]]:
+    """Without what is past the view's retention, counted from each entity's newest event; and group, id of that."""
     group, labels = points.group, points.labels
+    gone = group[:0], group[:0]
     if len(group) == 0:
-        return points, set()
+        return points, gone
     last = np.flatnonzero(np.concatenate((group[1:] != group[:-1], [True])))
     groups = 1 + int(group[-1])
     if labels is not None and len(labels.group):
         groups = max(groups, 1 + int(labels.group.max()))
     oldest = np.full(groups, np.iinfo(np.int64).min, dtype=np.int64)
     oldest[group[last]] = points.time_us[last] - view.retention_us
-    gone: set[tuple[int, int]] = set()
     keep = points.time_us > oldest[group]
     if not keep.all():
-        gone = set(zip(group[~keep].tolist(), points.id[~keep].tolist(), strict=True))
+        gone = group[~keep], points.id[~keep]
         columns = {name: values[keep] for name, values in points.columns.items()}
         points = Points(group[keep], points.time_us[keep], points.id[keep], columns, labels)
     if labels is not None and len(labels.group):
@@ -108,11 +108,12 @@ def _retained(view: FeatureView, points: Points) -> tuple[Points, set[tuple[int,
     return points, gone
 
 
-def _against_the_gone(events: NewEvents, conflicts: NDArray[np.intp], gone: set[tuple[int, int]]) -> int | None:
+def _against_the_gone(events: NewEvents, conflicts: NDArray[np.intp], gone: tuple[Int64s, Int64s]) -> int | None:
     """The first row that conflicts with an event that the same merge drops."""
-    if not gone:
+    if len(conflicts) == 0 or len(gone[0]) == 0:
         return None
-    return next((r for g, i, r in _rows_of(events.group, events.id, conflicts) if (g, i) in gone), None)
+    pairs = set(zip(gone[0].tolist(), gone[1].tolist(), strict=True))
+    return next((r for g, i, r in _rows_of(events.group, events.id, conflicts) if (g, i) in pairs), None)
 
 
 def _event_rows(events: NewEvents, rows: slice) -> NewEvents:
