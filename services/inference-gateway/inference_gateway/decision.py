@@ -8,9 +8,11 @@ from enum import IntEnum
 import numpy as np
 from feature_store.assemble import request_matrix
 from feature_store.online import FeatureRequest, ViewRead
-from model_release.policy import FallbackRules, verdicts
+from model_release.policy import FallbackRules, verdict, verdicts
 from model_release.release import Release
 from numpy.typing import NDArray
+
+_FEW = 16
 
 
 class Source(IntEnum):
@@ -91,6 +93,9 @@ class Decider:
     def by_model(self, scores: NDArray[np.float32]) -> list[Decision]:
         """One decision a score. Raises ValueError where a score is not a probability."""
         source = Source.MODEL.value
+        if len(scores) < _FEW:
+            # NumPy's fixed price is higher than that of a few comparisons.
+            return [Decision(int(verdict(s, self._thresholds)), s, source) for s in scores.tolist()]
         found = verdicts(scores, self._thresholds).tolist()
         return [Decision(v, s, source) for v, s in zip(found, scores.tolist(), strict=True)]
 
@@ -100,5 +105,6 @@ class Decider:
         """By the rules whose features are `usable` (bool[F]), and the batch score where there is one."""
         fallback = self._rules.score(vector, usable, batch_score)
         source = Source.BATCH_SCORE if fallback.batch else Source.RULES
-        verdict = int(verdicts(np.array([fallback.score], dtype=np.float32), self._thresholds)[0])
-        return Decision(verdict, fallback.score, source.value, reason, fallback.rules)
+        return Decision(
+            int(verdict(fallback.score, self._thresholds)), fallback.score, source.value, reason, fallback.rules
+        )

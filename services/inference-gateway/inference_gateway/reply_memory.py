@@ -6,14 +6,14 @@ the stored answer while Redis is away, and hands them to the ledger when it is b
 
 from __future__ import annotations
 
-import asyncio
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from struct import Struct
 
 import numpy as np
 from feature_store.online import StoreUnavailable
 
+from inference_gateway.batcher import Batcher
 from inference_gateway.feature_access import FeatureAccess
 from inference_gateway.work import Answer, Work
 
@@ -21,15 +21,20 @@ _RECENT = 20_000
 _MISSED = 10_000
 _WIDTH = Struct("<H")
 
+Entry = tuple[str, bytes, bytes]
+"""Event id, fingerprint, packed answer."""
+
 
 class ReplyMemory:
     """Owned by the event loop; memory is bounded by the limits above."""
 
-    def __init__(self, access: FeatureAccess, spawn: Callable[..., asyncio.Task[None]]) -> None:
-        self._access, self._spawn = access, spawn
+    def __init__(self, access: FeatureAccess) -> None:
+        self._access = access
+        # Without `gather` a batch starts at once, before the replies that are sent after `remember` returns.
+        self._writes: Batcher[Entry] = Batcher(self._write, lanes=2, max_items=512, gather=False)
         self._deciding: dict[str, Work] = {}
         self._recent: OrderedDict[str, tuple[bytes, Answer]] = OrderedDict()
-        self._missed: deque[tuple[str, bytes, bytes]] = deque(maxlen=_MISSED)
+        self._missed: deque[Entry] = deque(maxlen=_MISSED)
         access.on_return(self._hand_in)
 
     def deciding(self, event_id: str) -> Work | None:
@@ -51,7 +56,8 @@ class ReplyMemory:
 
     def remember(self, works: Sequence[Work], answers: Sequence[Answer]) -> None:
         """Keep answers for repeats. Called before they are sent, so that a retry at once finds them on any process."""
-        recent, entries = self._recent, []
+        recent: OrderedDict[str, tuple[bytes, Answer]] = self._recent
+        entries: list[Entry] = []
         for work, answer in zip(works, answers, strict=True):
             features = work.request.features
             recent[features.event_id] = (features.fingerprint, answer)
@@ -60,13 +66,17 @@ class ReplyMemory:
             recent.popitem(last=False)
         self._store(entries)
 
-    def _store(self, entries: list[tuple[str, bytes, bytes]]) -> None:
+    async def idle(self) -> None:
+        """Until the ledger has everything."""
+        await self._writes.idle()
+
+    def _store(self, entries: list[Entry]) -> None:
         if self._access.usable:
-            self._spawn(self._store_now(entries))
+            self._writes.add(entries)
         else:
             self._missed.extend(entries)
 
-    async def _store_now(self, entries: list[tuple[str, bytes, bytes]]) -> None:
+    async def _write(self, entries: list[Entry]) -> None:
         try:
             await self._access.store.remember(entries)
         except StoreUnavailable as error:
@@ -76,8 +86,7 @@ class ReplyMemory:
     def _hand_in(self) -> None:
         missed = list(self._missed)
         self._missed.clear()
-        for i in range(0, len(missed), 500):
-            self._store(missed[i : i + 500])
+        self._store(missed)
 
 
 def pack(answer: Answer) -> bytes:

@@ -55,9 +55,10 @@ class Scorer:
         self._deadlines, self._max_waiting = deadlines, tuning.max_waiting
         self._access, self._recorder, self._metrics, self._health = access, recorder, metrics, health
         self._tasks: set[asyncio.Task[None]] = set()
+        self._turned_away: list[Work] = []
         decider = Decider(release)
         self._refuses_unrecorded = decider.refuses_unrecorded
-        self._memory = ReplyMemory(access, self._spawn)
+        self._memory = ReplyMemory(access)
         self._answering = Answering(adapter, decider, recorder, self._memory, metrics, self._spawn)
         self._model = ModelStage(
             server, release, self._answering, health, metrics,
@@ -95,7 +96,7 @@ class Scorer:
         if not fresh:
             return job
         if len(fresh) > room and not patient:
-            self._answering.without_model(fresh[max(room, 0) :], Reason.OVERLOAD)
+            self._turn_away(fresh[max(room, 0) :])
             fresh = fresh[: max(room, 0)]
         for work in fresh:
             self._wheel.add(work, answer_by)
@@ -121,6 +122,7 @@ class Scorer:
         await self._model.idle()
         while self._tasks:
             await asyncio.wait(self._tasks)
+        await self._memory.idle()
 
     async def close(self) -> None:
         await self._model.close()
@@ -142,6 +144,16 @@ class Scorer:
             else:
                 self._health.degrade("recording", self._recorder.refusing)
             await asyncio.sleep(0.5)
+
+    def _turn_away(self, works: list[Work]) -> None:
+        """Overload: answered by the fallback, all of one turn of the loop in one write."""
+        if not self._turned_away:
+            asyncio.get_running_loop().call_soon(self._answer_turned_away)
+        self._turned_away += works
+
+    def _answer_turned_away(self) -> None:
+        works, self._turned_away = self._turned_away, []
+        self._answering.without_model(works, Reason.OVERLOAD)
 
     def _is_repeat(self, work: Work) -> bool:
         """Deal with a request whose id is known to this process."""

@@ -114,7 +114,7 @@ def test_any_bytes_are_a_request_or_refused_by_field(data: bytes) -> None:
     found: list[object] = []
     for parse in (ADAPTER.unary, ADAPTER.batch):
         try:
-            result = parse(data)
+            result: object = parse(data)
         except InvalidRequest as error:
             result = error
         found += result if isinstance(result, list) else [result]
