@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -158,14 +159,18 @@ def ids_of(column: TextColumn) -> Ints:
 
 
 def _coded(column: TextColumn) -> Coded:
-    array = _dictionary(column, pa.utf8())
-    return Coded(array.dictionary.to_pylist(), array.indices.to_numpy().astype(np.int64))
+    values, index = _dictionary(column, pa.utf8())
+    return Coded(values, index)
 
 
-def _dictionary(column: TextColumn, kind: pa.DataType) -> pa.DictionaryArray:
+def _dictionary(column: TextColumn, kind: pa.DataType) -> tuple[list[Any], Ints]:
+    """Distinct values (str or bytes, as `kind` says) and each row's index into them."""
     data, offsets = column.packed()
     buffers = [None, pa.py_buffer(offsets.astype(np.int32)), pa.py_buffer(data)]
-    return pa.Array.from_buffers(kind, len(column.length), buffers).dictionary_encode()
+    array = pa.Array.from_buffers(kind, len(column.length), buffers).dictionary_encode()
+    # The indices' own buffer: Arrow's to_numpy imports pandas.
+    index = np.frombuffer(array.indices.buffers()[1], dtype=np.int32, count=len(array))
+    return array.dictionary.to_pylist(), index.astype(np.int64)
 
 
 def _bad_rows(decoded: Decoded, stream: Stream) -> NDArray[np.bool_]:
@@ -195,10 +200,10 @@ def _bad_texts(column: TextColumn, rule: TextRule) -> NDArray[np.bool_]:
             so_far = np.cumsum(np.concatenate(([0], foreign)))
             bad |= so_far[offsets[1:]] != so_far[offsets[:-1]]
         return bad
-    coded = _dictionary(column, pa.binary())
-    texts = [t.decode("utf-8", "backslashreplace") for t in coded.dictionary.to_pylist()]
+    values, index = _dictionary(column, pa.binary())
+    texts = [t.decode("utf-8", "backslashreplace") for t in values]
     wrong = np.fromiter((rule.problem(t) is not None for t in texts), dtype=bool, count=len(texts))
-    return np.asarray(wrong[coded.indices.to_numpy()])
+    return np.asarray(wrong[index])
 
 
 def _alphabet(allowed: bytes) -> NDArray[np.bool_]:

@@ -67,8 +67,8 @@ def test_dead_letters_once_each_naming_the_field(new_scene: NewScene) -> None:
         "currency": ["eur", "EURO", "ZZZ", ""],
     }
     for field, values in wrong.items():
-        for value in values:
-            message = transaction(50, **{field: value})
+        for wrong_value in values:
+            message = transaction(50, **{field: wrong_value})
             bad.append((b"c1", message.SerializeToString(), home, "invalid", field))
     misplaced = transaction(51, customer_id="c2")
     bad.append((b"c2", misplaced.SerializeToString(), (shard_of("c2", scene.shards) + 1) % 8, "invalid", "customer_id"))
