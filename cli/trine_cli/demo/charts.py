@@ -46,11 +46,11 @@ class _Axes:
 
 
 def lines(series: Mapping[str, Values], unit: str, bands: Sequence[Band] = (), marks: Sequence[Mark] = ()) -> str:
-    """Lines over seconds, one a series; a gap where a value is NaN."""
+    """Lines over seconds, one a series; a gap where a value is NaN. `unit`: what the y axis counts."""
     length = max(len(v) for v in series.values())
     top = max([float(np.nanmax(v)) for v in series.values() if np.isfinite(v).any()] + [m.at for m in marks] + [1e-9])
     axes = _Axes(0, max(length - 1, 1), _round_up(top * 1.05))
-    parts = [*_bands(axes, bands), *_y_axis(axes, unit), *_seconds(axes), *(_across(axes, m) for m in marks)]
+    parts = [*_bands(axes, bands), *_y_axis(axes), *_seconds(axes), *(_across(axes, m) for m in marks)]
     for name, values in series.items():
         drawing, path = False, ""
         for i, value in enumerate(values.tolist()):
@@ -58,7 +58,7 @@ def lines(series: Mapping[str, Values], unit: str, bands: Sequence[Band] = (), m
                 path += f"{'L' if drawing else 'M'}{axes.x(i):.1f} {axes.y(value):.1f}"
             drawing = value == value
         parts.append(f'<path class="line {_class(name)}" d="{path}"/>')
-    return _figure(parts, series)
+    return _figure(parts, series, unit)
 
 
 def stacked(series: Mapping[str, Values], unit: str, bands: Sequence[Band] = ()) -> str:
@@ -66,7 +66,7 @@ def stacked(series: Mapping[str, Values], unit: str, bands: Sequence[Band] = ())
     length = max((len(v) for v in series.values()), default=1)
     total = sum(series.values(), np.zeros(length))
     axes = _Axes(0, length, _round_up(float(total.max()) if len(total) else 1.0))
-    parts = [*_bands(axes, bands), *_y_axis(axes, unit), *_seconds(axes)]
+    parts = [*_bands(axes, bands), *_y_axis(axes), *_seconds(axes)]
     below = np.zeros(length)
     for name, values in series.items():
         for i in np.flatnonzero(values).tolist():
@@ -75,7 +75,7 @@ def stacked(series: Mapping[str, Values], unit: str, bands: Sequence[Band] = ())
                      f"second {i}: {name} {values[i]:,.0f}")
             )  # fmt: skip
         below = below + values
-    return _figure(parts, series)
+    return _figure(parts, series, unit)
 
 
 def histogram(
@@ -84,8 +84,7 @@ def histogram(
     """Counts by bin, a bar beside a bar for each series, on a scale of powers of ten; `marks` stand upright."""
     top = max(float(v.max()) for v in series.values())
     axes = _Axes(float(edges[0]), float(edges[-1]), max(1.0, np.ceil(np.log10(max(top, 1.0)) * 4) / 4 + 0.15))
-    powers = range(int(axes.y_to) + 1)
-    parts = [_y_tick(axes, p + 0.15, f"{10**p:,}" + (f" {unit}" if p == powers[-1] else "")) for p in powers]
+    parts = [_y_tick(axes, p + 0.15, f"{10**p:,}") for p in range(int(axes.y_to) + 1)]
     parts += [
         f'<text class="tick" x="{axes.x(at):.1f}" y="{HEIGHT - 10}">{escape(t)}</text>' for at, t in ticks.items()
     ]
@@ -100,11 +99,12 @@ def histogram(
         x = axes.x(m.at)
         parts.append(f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{HEIGHT - _BOTTOM}"/>')
         parts.append(f'<text class="note" x="{x + 4:.1f}" y="{_TOP + 10 + 13 * k}">{escape(m.name)}</text>')
-    return _figure(parts, series)
+    return _figure(parts, series, unit)
 
 
-def _figure(parts: Sequence[str], names: Mapping[str, object]) -> str:
+def _figure(parts: Sequence[str], names: Mapping[str, object], unit: str) -> str:
     keys = "".join(f'<span class="key {_class(n)}">{escape(n)}</span>' for n in names)
+    keys += f'<span class="unit">{escape(unit)}</span>'
     body = "".join(parts)
     return f'<div class="keys">{keys}</div><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img">{body}</svg>'
 
@@ -132,10 +132,10 @@ def _across(axes: _Axes, mark: Mark) -> str:
     )
 
 
-def _y_axis(axes: _Axes, unit: str) -> list[str]:
+def _y_axis(axes: _Axes) -> list[str]:
     step = _step(axes.y_to)
     values = np.arange(0, axes.y_to * 1.0001, step).tolist()
-    return [_y_tick(axes, v, f"{v:,g}" + (f" {unit}" if v == values[-1] else "")) for v in values]
+    return [_y_tick(axes, v, f"{v:,g}") for v in values]
 
 
 def _y_tick(axes: _Axes, value: float, words: str) -> str:

@@ -71,17 +71,17 @@ def _charts(outcome: Outcome, release: Release) -> list[dict[str, str]]:
     return [
         {
             "title": "Latency",
-            "svg": charts.lines({"p50": seconds.p50, "p99": seconds.p99}, "ms", band, [deadline]),
-            "about": "Milliseconds from sending to decision, by second of sending.",
+            "svg": charts.lines({"p50": seconds.p50, "p99": seconds.p99}, "milliseconds", band, [deadline]),
+            "about": "From sending to decision, by second of sending.",
         },
         {
             "title": "Who gave the score",
-            "svg": charts.stacked(seconds.by_source, "a second", band),
+            "svg": charts.stacked(seconds.by_source, "decisions a second", band),
             "about": "While the model cannot answer, calibrated rules do, and the decision says so.",
         },
         {
             "title": "Reviewed and denied",
-            "svg": charts.stacked(flagged, "a second", band),
+            "svg": charts.stacked(flagged, "decisions a second", band),
             "about": f"Decisions by second that were not an approval; {approved:,} of the day were approved.",
         },
         {
@@ -91,7 +91,7 @@ def _charts(outcome: Outcome, release: Release) -> list[dict[str, str]]:
         },
         {
             "title": "Feature lag",
-            "svg": charts.lines({"p50": seconds.lag_p50, "p99": seconds.lag_p99}, "ms", band),
+            "svg": charts.lines({"p50": seconds.lag_p50, "p99": seconds.lag_p99}, "milliseconds", band),
             "about": "How far the worker trails a request. Requests see each other's events at once, whatever the lag.",
         },
     ]
