@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -71,10 +72,12 @@ def in_process_service(redis_url: str, model: Path) -> Iterator[str]:
 
 def register(server: TorchServe, archive: Path, name: str, batch: int, delay_ms: int) -> None:
     """Make TorchServe serve the archive under `name`, with its own batching where `batch` is above one."""
+    # TorchServe keeps one file of a name.
+    copy = Path(shutil.copy(archive, server.folder / f"{name}.mar"))
     answer = httpx.post(
         f"{server.management_url}/models",
         params={
-            "url": archive.resolve().as_uri(), "model_name": name, "batch_size": batch, "max_batch_delay": delay_ms,
+            "url": copy.resolve().as_uri(), "model_name": name, "batch_size": batch, "max_batch_delay": delay_ms,
             "initial_workers": 1, "synchronous": "true",
         },
         timeout=120,

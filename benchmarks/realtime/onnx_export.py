@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,10 @@ def export_onnx(release: Path, file: Path) -> float:
     scores = np.fromfile(release / "golden_scores.f32", dtype="<f4")
     rows = inputs.reshape(len(scores), -1)
     # Exported again for a single row: all the rival ever sends.
-    torch.onnx.export(program.module(), (torch.from_numpy(rows[:1].copy()),), file, dynamo=True, verbose=False)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(program.module(), (torch.from_numpy(rows[:1].copy()),), file, dynamo=True, verbose=False)
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     found = np.concatenate([session.run(None, {name: rows[i : i + 1]})[0].reshape(-1) for i in range(len(rows))])
