@@ -58,5 +58,9 @@ bench-fraud-quality: setup  ## the fraud network against tuned XGBoost [DATA=dat
 	@uv pip install -q --python $(PY) -r benchmarks/requirements.txt
 	@$(PY) -m benchmarks.fraud_quality $(if $(DATA),--transactions $(DATA))
 
+bench-realtime: setup  ## the gateway beside TorchServe alone and a service of one's own [RELEASES=folder RELEASE=id]
+	@uv pip install -q --python $(PY) -r benchmarks/requirements.txt
+	@$(PY) -m benchmarks.realtime $(if $(RELEASES),--releases $(RELEASES) --release $(RELEASE))
+
 clean:           ## forget what runs and builds left here
 	rm -rf .run build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

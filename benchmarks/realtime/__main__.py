@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import redis
@@ -133,11 +134,13 @@ def measure(releases: Path, release: str, dataset: Path, work: Path, rounds: int
                 register(server, archive, f"batch{batch}", batch, delay)
             with in_process_service(stack.redis_url, onnx) as in_process:
                 for _ in range(rounds):
-                    trine: dict[str, object] = {**source, "start_us": end_us}
+                    trine: dict[str, Any] = {**source, "start_us": end_us}  # Any: options of the load generator
 
-                    def run(name: str, *arguments: str, **options: object) -> None:
+                    def run(
+                        name: str, target: str, system: str = "trine", shape: str = "unary", **options: object
+                    ) -> None:
                         Console(stderr=True).print(f"  {name}", style="dim")
-                        runs.setdefault(name, []).append(load(*arguments, **options))
+                        runs.setdefault(name, []).append(load(target, system, shape, **options))
 
                     for flight in (1, 64):
                         seed += 1

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+from collections.abc import AsyncIterator
+from typing import cast
 
 import grpc
 import numpy as np
-import onnxruntime
+import onnxruntime  # type: ignore[import-untyped, import-not-found, unused-ignore]
 import redis.asyncio
 import uvloop
 from trine.scoring.v1 import scoring_pb2, scoring_pb2_grpc
@@ -27,8 +29,10 @@ class InProcessScoring(scoring_pb2_grpc.ScoringServiceServicer):
         self._input = self._session.get_inputs()[0].name
         self._redis = client
 
-    async def ScoreTransaction(  # type: ignore[override]
-        self, request: scoring_pb2.ScoreTransactionRequest, context: grpc.aio.ServicerContext[object, object]
+    async def ScoreTransaction(
+        self,
+        request: scoring_pb2.ScoreTransactionRequest,
+        context: grpc.aio.ServicerContext[scoring_pb2.ScoreTransactionRequest, scoring_pb2.ScoreTransactionResponse],
     ) -> scoring_pb2.ScoreTransactionResponse:
         t = request.transaction
         customer, terminal = await asyncio.gather(
@@ -37,13 +41,21 @@ class InProcessScoring(scoring_pb2_grpc.ScoringServiceServicer):
         seconds = t.event_time.seconds
         row = np.zeros((1, REQUEST_FEATURES + CUSTOMER_FEATURES + TERMINAL_FEATURES), dtype=np.float32)
         row[0, :3] = t.amount_minor, (seconds // 86_400 + 3) % 7 >= 5, seconds % 86_400 // 3_600 <= 6
-        row[0, 3:9] = np.frombuffer(customer, dtype=np.float32)
-        row[0, 9:] = np.frombuffer(terminal, dtype=np.float32)
+        row[0, 3:9] = np.frombuffer(cast(bytes, customer), dtype=np.float32)
+        row[0, 9:] = np.frombuffer(cast(bytes, terminal), dtype=np.float32)
         score = float(self._session.run(None, {self._input: row})[0][0])
         verdict = scoring_pb2.VERDICT_DENY if score > 0.5 else scoring_pb2.VERDICT_APPROVE
         return scoring_pb2.ScoreTransactionResponse(
             transaction_id=t.transaction_id, verdict=verdict, score=score, source=scoring_pb2.SCORE_SOURCE_MODEL
         )
+
+    async def ScoreTransactions(
+        self,
+        request_iterator: AsyncIterator[scoring_pb2.ScoreTransactionsRequest],
+        context: grpc.aio.ServicerContext[scoring_pb2.ScoreTransactionsRequest, scoring_pb2.ScoreTransactionsResponse],
+    ) -> AsyncIterator[scoring_pb2.ScoreTransactionsResponse]:
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "one transaction a call")
+        yield scoring_pb2.ScoreTransactionsResponse()
 
 
 async def serve(options: argparse.Namespace) -> None:

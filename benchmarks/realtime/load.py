@@ -12,7 +12,7 @@ import asyncio
 import json
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 
 import grpc
@@ -86,7 +86,7 @@ def trine_call(channel: grpc.aio.Channel, source: Iterator[scoring_pb2.Transacti
 
 def torchserve_call(channel: grpc.aio.Channel, model: str, features: int, timeout: float) -> Call:
     """TorchServe called directly: one float32 row a call, the features given for nothing."""
-    method = channel.unary_unary(PREDICT)
+    method = channel.unary_unary(PREDICT, request_serializer=None, response_deserializer=None)
     rows = np.random.default_rng(0).integers(0, 30_000, (512, features)).astype("<f4")
     requests = [_prediction_request(model, row.tobytes()) for row in rows]
     n = 0
@@ -172,7 +172,7 @@ async def bulk(
     counted_from = began + seconds / 5
     until = counted_from + seconds
 
-    async def requests():  # type: ignore[no-untyped-def]  # an async generator of requests
+    async def requests() -> AsyncIterator[scoring_pb2.ScoreTransactionsRequest]:
         while time.perf_counter() < until:
             await room.acquire()
             message = scoring_pb2.ScoreTransactionsRequest(transactions=[next(source) for _ in range(batch)])
@@ -206,7 +206,7 @@ async def run(options: argparse.Namespace) -> Measured:
             return await open_loop(call, options.rate, options.seconds)
         return await closed_loop(call, options.in_flight, options.seconds)
     finally:
-        await channel.close()
+        await channel.close(None)
 
 
 def main() -> None:

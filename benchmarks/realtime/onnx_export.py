@@ -7,7 +7,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
+import onnxruntime  # type: ignore[import-untyped, import-not-found, unused-ignore]
 import torch
 
 
