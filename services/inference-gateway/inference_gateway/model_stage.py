@@ -34,7 +34,7 @@ class ModelStage:
     ) -> None:
         self._server, self._release, self._answering, self._metrics = server, release, answering, metrics
         self._min_s = min_s
-        self._batcher: Batcher[Work] = Batcher(self._call, lanes=lanes, max_items=max_rows, gather=False)
+        self._batcher: Batcher[Work] = Batcher(self._call, lanes=lanes, max_items=max_rows)
         self._circuit = Circuit(
             "model", self._check, health, every_s=0.2, probe_timeout_s=10.0, start_open="not checked yet"
         )

@@ -30,8 +30,8 @@ class ReplyMemory:
 
     def __init__(self, access: FeatureAccess) -> None:
         self._access = access
-        # Without `gather` a batch starts at once, before the replies that are sent after `remember` returns.
-        self._writes: Batcher[Entry] = Batcher(self._write, lanes=2, max_items=512, gather=False)
+        # A batch starts at once, before the replies that are sent after `remember` returns.
+        self._writes: Batcher[Entry] = Batcher(self._write, lanes=2, max_items=512)
         self._deciding: dict[str, Work] = {}
         self._recent: OrderedDict[str, tuple[bytes, Answer]] = OrderedDict()
         self._missed: deque[Entry] = deque(maxlen=_MISSED)
@@ -44,6 +44,10 @@ class ReplyMemory:
     def answered(self, event_id: str) -> tuple[bytes, Answer] | None:
         """Fingerprint and answer of a request with this id that was answered here lately."""
         return self._recent.get(event_id)
+
+    def __len__(self) -> int:
+        """How many requests are being decided."""
+        return len(self._deciding)
 
     def enter(self, work: Work) -> None:
         """`work` is being decided from now on, until `leave`."""

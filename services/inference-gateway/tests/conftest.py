@@ -32,7 +32,7 @@ class NewGateways(Protocol):
 
 @pytest.fixture(scope="session")
 def release(tmp_path_factory: pytest.TempPathFactory) -> Release:
-    return write_toy_release(tmp_path_factory.mktemp("releases"), PLAN)
+    return write_toy_release(tmp_path_factory.mktemp("releases"), PLAN, seed=11)
 
 
 @pytest.fixture(scope="session")

@@ -30,7 +30,7 @@ async def test_a_lone_request_waits_for_nobody_and_a_crowd_goes_together() -> No
         batches.append(batch)
         await gate.wait()
 
-    batcher = Batcher(work, lanes=2, max_items=4)
+    batcher = Batcher(work, lanes=2, max_items=4, under_way=lambda: 0)
     batcher.add([1])
     await eventually(lambda: batches == [[1]])
     for i in (2, 3):
@@ -46,6 +46,31 @@ async def test_a_lone_request_waits_for_nobody_and_a_crowd_goes_together() -> No
     assert batches[2:] == [[4, 5, 6, 7], [8, 9, 10]]
 
 
+async def test_a_batch_holds_a_quarter_of_what_is_under_way_or_starts_after_a_while() -> None:
+    batches: list[list[int]] = []
+    under_way = 16
+
+    async def work(batch: list[int]) -> None:
+        batches.append(batch)
+
+    batcher = Batcher(work, lanes=2, max_items=8, under_way=lambda: under_way, patience_s=0.02)
+    for i in range(3):
+        batcher.add([i])
+        await asyncio.sleep(0.001)
+    assert batches == []
+    batcher.add([3])
+    await eventually(lambda: batches == [[0, 1, 2, 3]])
+    began = time.perf_counter()
+    batcher.add([4])
+    await eventually(lambda: batches[1:] == [[4]])
+    assert time.perf_counter() - began >= 0.015
+    under_way = 4
+    began = time.perf_counter()
+    batcher.add([5])
+    await eventually(lambda: batches[2:] == [[5]])
+    assert time.perf_counter() - began < 0.015
+
+
 async def test_a_failing_batch_frees_its_lane() -> None:
     done: list[int] = []
 
@@ -54,7 +79,7 @@ async def test_a_failing_batch_frees_its_lane() -> None:
             raise RuntimeError("boom")
         done.extend(batch)
 
-    batcher = Batcher(work, lanes=1, max_items=1, gather=False)
+    batcher = Batcher(work, lanes=1, max_items=1)
     batcher.add([1, 2, 3])
     await batcher.idle()
     assert done == [2, 3]
