@@ -48,6 +48,8 @@ class KafkaLog:
             asked = admin.describe_topics(TopicCollection([topic]), request_timeout=self._patience_s)
             try:
                 found = asked[topic].result(self._patience_s)
+            except TimeoutError:
+                raise Unavailable(f"no Kafka answers at {self._bootstrap}") from None
             except KafkaException as error:
                 raise Unavailable(f"topic {topic} on Kafka at {self._bootstrap}: {error.args[0].str()}") from error
         return TopicFacts(str(found.topic_id), len(found.partitions))

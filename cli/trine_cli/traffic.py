@@ -201,6 +201,8 @@ class _Sender:
                 raise TimeoutError(
                     f"Kafka did not take {left + len(self._undelivered)} fraud reports {self._undelivered[:1]}"
                 )
+            # Else it would go on looking for a Kafka that is stopped later, and complain.
+            self._producer.close()
 
     async def _due(self, count: int) -> int | None:
         """Wait until the next `count` transactions are due; the first one's index, None at the end."""

@@ -10,7 +10,7 @@ from feature_store.dataset import DAY_US
 
 from models.fraud.generator_parameters import GeneratorParameters
 
-RATE = 250.0
+RATE = 200.0
 """Requests a second."""
 
 
