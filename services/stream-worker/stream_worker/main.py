@@ -69,7 +69,7 @@ async def start(life: Lifecycle, settings: WorkerSettings) -> None:
     owner = f"{settings.worker_id}/{uuid.uuid4().hex[:12]}"
     onlooker = kafka.onlooker(settings, "rekey")
     probe = ProgressProbe(
-        lambda: kafka.admin_client(settings), onlooker, streams, settings.shards, settings.heartbeat_s
+        lambda: kafka.admin_client(settings), onlooker, streams, settings.shards, settings.heartbeat_s, life.health
     )
     state = StateStage(settings, streams, lambda: StateWriter(client, plan, owner), probe, admin, metrics, life.health)
     life.thread("progress", probe.run, deadline_s=15)

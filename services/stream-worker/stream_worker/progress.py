@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from confluent_kafka import Consumer, IsolationLevel, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
+from service_kit.health import Health
 from service_kit.logs import get_logger
 
 from stream_worker import kafka
@@ -104,11 +105,12 @@ class ProgressProbe:
         streams: PlanStreams,
         shards: int,
         every_s: float,
+        health: Health,
     ) -> None:
         """`onlooker`: a consumer of the re-key stage's group that never joins it."""
         self._make_admin, self._onlooker, self._streams = admin, onlooker, streams
         self._admin = admin()
-        self._shards, self._every_s = shards, every_s
+        self._shards, self._every_s, self._health = shards, every_s, health
         self._found: deque[Checkpoint] = deque(maxlen=_KEPT)
         self.topic_ids: dict[str, str] = {}
         self.rekey_lag_events = 0
@@ -128,8 +130,10 @@ class ProgressProbe:
                     self.topic_ids = kafka.topic_ids(self._admin, self._streams.state_topics)
                     asked_ids = time.monotonic()
                 self._found.append(self._probe())
+                self._health.restore("kafka")
             except (KafkaException, kafka.TopicsMissing) as error:
                 log.info("no proof of progress", reason=str(error))
+                self._health.degrade("kafka", "does not answer what the ends of the logs are")
                 # After a broker's restart an admin client goes on asking with leader epochs of before.
                 self._admin = self._make_admin()
 

@@ -231,7 +231,7 @@ def test_starts_without_topics_and_waits_for_them(new_scene: NewScene) -> None:
             result.result(20)
         until(lambda: not set(scene.topics) & set(admin.list_topics(timeout=5).topics), 20)
     worker = scene.worker(wait=False)
-    until(lambda: "does not exist" in _degraded(scene, worker.pid).get("kafka", ""), 20)
+    until(lambda: "does not exist" in _degraded(scene, worker.pid).get("topics", ""), 20)
     assert scene.health(worker, "livez") == 200
     assert scene.health(worker, "readyz") == 503
     create_topics(scene.bootstrap, scene.shards, names=scene.topics)
