@@ -123,7 +123,7 @@ class Outcome:
             ),
             Promise(
                 "Every decision of the day is computed again from the archive: 0 different",
-                f"{replayed.decisions:,} decisions replayed in {self.decisions_s:.1f} s,"
+                f"{replayed.decisions:,} decisions on {self.total:,} transactions replayed in {self.decisions_s:.1f} s,"
                 f" {replayed.different:,} different",
                 replayed.different == 0 and replayed.decisions >= self.total,
             ),

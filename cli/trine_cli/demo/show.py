@@ -39,6 +39,8 @@ _SETTLE_S = 60.0
 class PromiseBroken(CommandError):
     """The demo ran to its end, and something of what it says of Trine did not hold."""
 
+    exit_code = 5
+
 
 class Steps:
     """Names a step while it runs, and says what it took."""
@@ -70,12 +72,12 @@ def run(scenario: Scenario, keep: bool) -> None:
         lines = next_lines(scenario, *_addresses(stack, keep), keep, stack.kafka_bootstrap)
         write_report(outcome, release, lines, scenario.report)
         _conclude(output, outcome, lines, scenario.report)
-        broken = [p for p in outcome.promises if not p.kept]
-        if broken:
-            raise PromiseBroken("; ".join(f"{p.what}: {p.found}" for p in broken))
         if keep:
             output.note(f"\nThe stack goes on running (logs: {stack.logs}). Ctrl-C stops it.")
             _until_interrupted()
+        broken = [p for p in outcome.promises if not p.kept]
+        if broken:
+            raise PromiseBroken("; ".join(f"{p.what}: {p.found}" for p in broken))
 
 
 def _prepare(scenario: Scenario, steps: Steps) -> tuple[Release, Day]:
