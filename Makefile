@@ -11,7 +11,7 @@ PROTOS := $(shell find proto/trine -name '*.proto')
 TESTS := $(wildcard proto/tests services/*/tests models/*/tests cli/tests)
 PACKAGES := $(wildcard proto/pyproject.toml services/*/pyproject.toml cli/pyproject.toml)
 
-.PHONY: help setup lint demo test clean bench-fraud-quality
+.PHONY: help setup lint demo test clean bench-fraud-quality bench-stream
 
 help:            ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 24
@@ -64,3 +64,6 @@ bench-realtime: setup  ## the gateway beside TorchServe alone and a service of o
 
 clean:           ## forget what runs and builds left here
 	rm -rf .run build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+bench-stream: setup  ## the stream worker against an event-by-event loop [ARGS='--runs 3']
+	@$(PY) -m benchmarks.stream $(ARGS)

@@ -115,14 +115,21 @@ class Ownership:
         for key, offset in self._claim(keys).items():
             at = TopicPartition(*key, offset)
             try:
-                self._consumer.seek(at)
-                self._consumer.resume([at])
+                self._go_on_from(at)
             except KafkaException as error:
-                # The partition's fetcher is not up yet: once more.
-                log.info("cannot seek yet", topic=key[0], shard=key[1], reason=str(error))
+                log.info("cannot go on yet", topic=key[0], shard=key[1], offset=offset, reason=str(error))
                 self.table.wait(key, DOUBT, REDIS_RETRY_S)
         if not self.table.waiting_for(HALTED):
             self._health.restore("shards")
+
+    def _go_on_from(self, at: TopicPartition) -> None:
+        try:
+            self._consumer.seek(at)
+        except KafkaException:
+            # Its fetcher is not up yet, or never will be, as after its topic was made anew: give it a new one.
+            self._consumer.incremental_unassign([at])
+            self._consumer.incremental_assign([at])
+        self._consumer.resume([at])
 
     def _still_ours(self, keys: Sequence[ShardKey]) -> bool:
         """Whether the group's coordinator takes a commit from us: it does from members of the present generation, and
@@ -180,9 +187,7 @@ class Ownership:
     def gap(self, shard: Shard) -> None:
         """The log does not hold the offset we want: made anew, or cut off before we came."""
         topic, partition = shard.key
-        now = kafka.topic_ids(self._admin, [topic])[topic]
-        if now != self.topic_ids[topic]:
-            self.topics_anew({**self.topic_ids, topic: now})
+        if self.topics_changed():
             return
         low, high = self._consumer.get_watermark_offsets(TopicPartition(topic, partition), kafka.REQUEST_TIMEOUT_S)
         if shard.offset == 0 and shard.clock_us == UNSET_CLOCK and low > 0:
@@ -196,13 +201,23 @@ class Ownership:
             " rebuild the state from the archive",
         )
 
-    def topics_anew(self, ids: Mapping[str, str]) -> None:
-        """Topics have these ids now: offsets of those that changed begin anew."""
-        for topic in ids:
-            if ids[topic] != self.topic_ids.get(topic):
-                log.warning("topic was made anew", topic=topic, topic_id=ids[topic])
-        self.topic_ids = dict(ids)
+    def topics_changed(self) -> bool:
+        """Whether a topic was made anew since we last looked: its offsets begin anew, and all shards are claimed again."""
+        try:
+            ids = kafka.topic_ids(self._admin, self._streams.state_topics)
+        except kafka.TopicsMissing as error:
+            self._health.degrade("topics", str(error))
+            return False
+        except KafkaException as error:
+            log.info("topic ids not known", reason=str(error))
+            return False
+        self._health.restore("topics")
+        if ids == self.topic_ids:
+            return False
+        log.warning("topics were made anew", was=self.topic_ids, now=ids)
+        self.topic_ids = ids
         self.doubt()
+        return True
 
 
 def _listed(keys: Sequence[ShardKey]) -> dict[str, list[int]]:

@@ -26,7 +26,6 @@ from stream_worker.wire import Ints
 log = get_logger(__name__)
 
 _KEPT = 128
-_TOPIC_IDS_EVERY_S = 5.0
 
 
 def now_us() -> int:
@@ -96,7 +95,7 @@ class ProgressTracker:
 
 
 class ProgressProbe:
-    """Asks Kafka, in a thread of its own; hands over checkpoints and topic ids."""
+    """Asks Kafka, in a thread of its own, and hands over checkpoints."""
 
     def __init__(
         self,
@@ -112,7 +111,6 @@ class ProgressProbe:
         self._admin = admin()
         self._shards, self._every_s, self._health = shards, every_s, health
         self._found: deque[Checkpoint] = deque(maxlen=_KEPT)
-        self.topic_ids: dict[str, str] = {}
         self.rekey_lag_events = 0
 
     def run(self, stop: threading.Event) -> None:
@@ -123,15 +121,11 @@ class ProgressProbe:
             self._onlooker.close()
 
     def _run(self, stop: threading.Event) -> None:
-        asked_ids = 0.0
         while not stop.wait(self._every_s):
             try:
-                if time.monotonic() - asked_ids > _TOPIC_IDS_EVERY_S:
-                    self.topic_ids = kafka.topic_ids(self._admin, self._streams.state_topics)
-                    asked_ids = time.monotonic()
                 self._found.append(self._probe())
                 self._health.restore("kafka")
-            except (KafkaException, kafka.TopicsMissing) as error:
+            except KafkaException as error:
                 log.info("no proof of progress", reason=str(error))
                 self._health.degrade("kafka", "does not answer what the ends of the logs are")
                 # After a broker's restart an admin client goes on asking with leader epochs of before.

@@ -224,15 +224,22 @@ class RekeyStage:
         return out
 
     def _note(self, found: Consumed) -> None:
-        for topic, partition in found.gaps:
-            if (topic, partition) in self._positions:
-                # What the log no longer holds nobody can re-key; the state stage halts such shards of its own.
-                reason = f"{topic}/{partition}: the log does not hold offset {self._positions[topic, partition].offset}"
-                log.error("events are missing", topic=topic, shard=partition, reason=reason)
-                self._health.degrade("rekey gap", f"{reason}; what it held before its beginning was not re-keyed")
-                self._positions[topic, partition] = Position(None, self._positions[topic, partition].note)
-                self._consumer.seek(TopicPartition(topic, partition, OFFSET_BEGINNING))
+        for key in found.gaps:
+            if key in self._positions:
+                self._gap(key)
         for error in found.errors:
             if error.fatal() or error.code() == KafkaError._MAX_POLL_EXCEEDED:
                 raise KafkaException(error)
             kafka.report_error(error)
+
+    def _gap(self, key: ShardKey) -> None:
+        """The log does not hold the offset we want: made anew, or cut off before we came. On from its beginning."""
+        at = self._positions[key].offset
+        low, high = self._consumer.get_watermark_offsets(TopicPartition(*key), CALL_TIMEOUT_S)
+        log.warning("log begins elsewhere", topic=key[0], shard=key[1], offset=at, first=low, end=high)
+        if at is not None and at < low:
+            # Nobody can re-key what is gone; the state stage halts such shards of its own.
+            reason = f"{key[0]}/{key[1]}: offsets {at} to {low} were cut off before they were re-keyed"
+            self._health.degrade("rekey gap", f"{reason}; rebuild the state from the archive")
+        self._positions[key] = Position(None, self._positions[key].note)
+        self._consumer.seek(TopicPartition(*key, OFFSET_BEGINNING))

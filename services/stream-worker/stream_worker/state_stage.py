@@ -35,6 +35,7 @@ log = get_logger(__name__)
 
 FIRST_MESSAGES = 2_000
 COMMIT_EVERY_S = 5.0
+TOPICS_EVERY_S = 2.0
 
 
 class StateStage:
@@ -55,7 +56,7 @@ class StateStage:
         self._probe, self._admin, self._metrics, self._health = probe, admin, metrics, health
         self._tracker = ProgressTracker()
         self._messages_wanted = FIRST_MESSAGES
-        self._beat_due = self._commit_due = 0.0
+        self._beat_due = self._commit_due = self._topics_due = 0.0
 
     def run(self, stop: threading.Event) -> None:
         """Absorb until `stop`, then finish the micro-batch in hand, commit and leave the group."""
@@ -74,7 +75,7 @@ class StateStage:
     def _session(self, stop: threading.Event) -> None:
         """One life of the Kafka clients."""
         topics = self._streams.state_topics
-        self._known_ids = kafka.topic_ids(self._admin, topics, self._settings.shards)
+        topic_ids = kafka.topic_ids(self._admin, topics, self._settings.shards)
         self._health.restore("topics")
         self._tracker.clear()
         self._letters = Producer(kafka.producer_config(self._settings))
@@ -84,7 +85,7 @@ class StateStage:
             self._streams,
             self._consumer,
             self._admin,
-            self._known_ids,
+            topic_ids,
             self._make_writer,
             self._metrics,
             self._health,
@@ -212,11 +213,6 @@ class StateStage:
         self._beat_due = now + self._settings.heartbeat_s
         for checkpoint in self._probe.take():
             self._tracker.add(checkpoint)
-        if self._probe.topic_ids and self._probe.topic_ids != self._own.topic_ids:
-            self._own.topics_anew(self._probe.topic_ids)
-        if self._own.topic_ids != self._known_ids:
-            self._known_ids = self._own.topic_ids
-            self._tracker.clear()
         try:
             if self._own.writer is not None and self._own.writer.current_version() != self._own.writer.version:
                 log.info("another version of the feature state is served", was=self._own.writer.version)
@@ -228,6 +224,10 @@ class StateStage:
         if now >= self._commit_due:
             self._commit_due = now + COMMIT_EVERY_S
             self._commit()
+        if now >= self._topics_due:
+            self._topics_due = now + TOPICS_EVERY_S
+            if self._own.topics_changed():
+                self._tracker.clear()
 
     def _tell_progress(self, now: float) -> None:
         """An empty update also notices at once where Redis went back in time or another writer took over."""

@@ -119,7 +119,10 @@ class Decoded:
 
 
 def decode(values: Sequence[bytes | None], layout: MessageLayout) -> Decoded:
-    """All messages' fields as columns; a None (a tombstone) is malformed."""
+    """All messages' fields as columns; a None (a tombstone) is malformed.
+
+    A text that is not UTF-8 may come through as it is, where protobuf would refuse the message: rules of texts do not.
+    """
     n = len(values)
     raw = [v or b"" for v in values]
     data = np.frombuffer(b"".join([*raw, _PADDING]), dtype=np.uint8)
