@@ -11,9 +11,9 @@ import numpy as np
 import xgboost  # type: ignore[import-not-found, unused-ignore]
 from numpy.typing import NDArray
 
+from models.fraud.encoding import columns_of
 from models.fraud.history import LabelledHistory
 from models.fraud.metrics import average_precision
-from models.fraud.network import QUOTIENTS
 from models.fraud.protocol import Fold, test_rows, train_rows
 
 THREADS = 2
@@ -60,7 +60,7 @@ def tune(history: LabelledHistory, fold: Fold, budget_s: float, quotients: bool,
 
     `quotients`: XGBoost also gets the quotients that the network makes for itself.
     """
-    vectors = with_quotients(history) if quotients else history.vectors
+    vectors = columns_of(history.features, history.vectors).astype(np.float32) if quotients else history.vectors
     earlier = fold.validation()
     train, held_out = train_rows(history, earlier), test_rows(history, earlier)
     then, now = history.fraud_as_known(earlier.trained_at_us), history.fraud_as_known(fold.trained_at_us)
@@ -75,13 +75,6 @@ def tune(history: LabelledHistory, fold: Fold, budget_s: float, quotients: bool,
     rows = train_rows(history, fold)
     score = _fit(vectors[rows], now[rows], best, seed)(vectors[test_rows(history, fold)])
     return Tuned(score, best, len(tried), time.process_time() - began)
-
-
-def with_quotients(history: LabelledHistory) -> NDArray[np.float32]:
-    """The feature vectors and the network's QUOTIENTS beside them, float32 [n, F + Q]."""
-    columns = {name: history.vectors[:, i].astype(np.float64) for i, name in enumerate(history.features)}
-    made = [columns[above] / np.maximum(columns[below], 1.0) for above, below in QUOTIENTS]
-    return np.column_stack([history.vectors, *made]).astype(np.float32)
 
 
 def _fit(

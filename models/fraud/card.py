@@ -6,8 +6,8 @@ from typing import Any
 
 from model_release import Policy, Thresholds
 
+from models.fraud.encoding import QUOTIENTS
 from models.fraud.features import PLAN
-from models.fraud.network import QUOTIENTS
 
 
 def model_card(
@@ -23,6 +23,7 @@ def model_card(
         "",
         f"An ensemble of {training['recipe']['shape']['members']} small perceptrons over piecewise-linear encodings of "
         f"{len(PLAN.features)} features and {len(QUOTIENTS)} quotients of them, their logits averaged and calibrated.",
+        "It learnt the opinions that boosted trees, fitted on the same training days, have of them.",
         "It computes in whole numbers only, so a score does not depend on batch size, threads or machine.",
         "",
         "## Data",

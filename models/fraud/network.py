@@ -12,18 +12,9 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-from model_release.exact_network import ENCODING_BITS, Encoder, Encoding, ExactNetwork, Layer
+from model_release.exact_network import ENCODING_BITS, Encoding, ExactNetwork, Layer
 from numpy.typing import NDArray
 from torch import Tensor, nn
-
-# How this amount, and the customer's last day and week, compare with what the customer usually spends.
-QUOTIENTS = (
-    ("amount", "customer_mean_amount_1d"),
-    ("amount", "customer_mean_amount_7d"),
-    ("amount", "customer_mean_amount_30d"),
-    ("customer_mean_amount_1d", "customer_mean_amount_30d"),
-    ("customer_mean_amount_7d", "customer_mean_amount_30d"),
-)
 
 WEIGHT_BITS = 12
 HIDDEN_BITS = 10
@@ -36,47 +27,10 @@ LOGIT_STEP = 2.0**-LOGIT_BITS
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """`members` perceptrons with hidden layers of these widths; `segments` per column at most, and again half as many
-    for the frauds' own distribution."""
+    """`members` perceptrons with hidden layers of these widths."""
 
-    members: int = 8
+    members: int = 4
     hidden: tuple[int, ...] = (32, 16)
-    segments: int = 16
-
-
-def encoding_of(
-    features: tuple[str, ...], rows: NDArray[np.float32], fraud: NDArray[np.bool_], segments: int
-) -> Encoding:
-    """Segments between quantiles of all rows and of the frauds, for every column: features, then QUOTIENTS.
-
-    rows float32 [n, F]; fraud bool [n] with at least one True.
-    """
-    numerator = np.array([features.index(above) for above, _ in QUOTIENTS])
-    denominator = np.array([features.index(below) for _, below in QUOTIENTS])
-    wide = rows.astype(np.float64)
-    wide = np.hstack([wide, wide[:, numerator] / np.maximum(wide[:, denominator], 1.0)])
-    index, starts, scales = [], [], []
-    for column, values in enumerate(wide.T):
-        of_all = np.quantile(values, np.linspace(0, 1, segments + 1))
-        of_frauds = np.quantile(values[fraud], np.linspace(0, 1, segments // 2 + 1))
-        edges = np.unique(np.concatenate([of_all, of_frauds]))
-        if len(edges) == 1:
-            edges = np.append(edges, edges[0] + 1.0)
-        index.append(np.full(len(edges) - 1, column))
-        starts.append(edges[:-1])
-        scales.append(1.0 / np.diff(edges))
-    return Encoding(numerator, denominator, *(np.concatenate(parts) for parts in (index, starts, scales)))
-
-
-def encode(encoding: Encoding, rows: NDArray[np.float32]) -> Tensor:
-    """float32 [n, E], 0..1 in steps of 2^-ENCODING_BITS: just what the exact network will see."""
-    encoder = Encoder(encoding)
-    with torch.inference_mode():
-        parts = [
-            (encoder(torch.from_numpy(part)) / 2.0**ENCODING_BITS).to(torch.float32)
-            for part in np.array_split(rows, max(1, len(rows) // 8192))
-        ]
-    return torch.cat(parts).clone()
 
 
 class Ensemble(nn.Module):

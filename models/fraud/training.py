@@ -1,4 +1,4 @@
-"""Fitting the ensemble: deterministic by seed, whatever the number of cores.
+"""Fitting the ensemble to the teachers' soft labels: deterministic by seed, whatever the number of cores.
 
 The members learn in GROUPS threads of one torch thread each; a group's batches, starts and dropout come from its own
 generator, so that neither scheduling nor the machine's cores can change the result.
@@ -17,26 +17,31 @@ from model_release.exact_network import Encoding
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from models.fraud.encoding import columns_of, encode, encoding_of
 from models.fraud.errors import TooLittleData
-from models.fraud.network import Ensemble, Shape, encode, encoding_of
+from models.fraud.network import Ensemble, Shape
+from models.fraud.teacher import soft_labels
 
 GROUPS = 2
 MIN_FRAUDS = 20
+SUSPICIOUS = 0.05
+TEACHING = 0.5
+"""Share of the work that the teachers are, for progress."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """Everything that decides how a network is fitted.
 
-    `keep`: the share of non-frauds drawn anew for every epoch. `least_steps`: more epochs where the data are so few
-    that `epochs` of them would be fewer batches than this.
+    `keep`: the share of unsuspicious rows (no fraud, and a soft label below SUSPICIOUS) that each epoch draws anew.
+    `least_steps`: more epochs where the data are so few that `epochs` of them would be fewer batches than this.
     """
 
     shape: Shape = field(default_factory=Shape)
     epochs: int = 40
     least_steps: int = 400
     batch: int = 512
-    learning_rate: float = 2e-3
+    learning_rate: float = 4e-3
     weight_decay: float = 1e-4
     dropout: float = 0.1
     keep: float = 0.2
@@ -71,32 +76,35 @@ def fit(
             f"training: {frauds} frauds in {len(fraud)} transactions, need at least {MIN_FRAUDS} and others beside "
             "them; take more --train-days, or import fraud reports"
         )
-    encoding = encoding_of(features, rows, fraud, recipe.shape.segments)
-    encoded, labels = encode(encoding, rows), torch.from_numpy(fraud.astype(np.float32))
     if recipe.shape.members % GROUPS:
         raise ValueError(f"members: must be a multiple of {GROUPS}, is {recipe.shape.members}")
+    encoding = encoding_of(features, rows, fraud)
+    soft = soft_labels(columns_of(features, rows), fraud, recipe.seed, lambda share: advance(share * TEACHING))
+    encoded, labels = encode(encoding, rows), torch.from_numpy(soft)
+    always = torch.from_numpy(fraud | (soft >= SUSPICIOUS))
     share = replace(recipe.shape, members=recipe.shape.members // GROUPS)
     with ThreadPoolExecutor(GROUPS) as pool:
         groups = list(
             pool.map(
-                lambda group: _fit_group(encoded, labels, replace(recipe, shape=share), group, advance), range(GROUPS)
+                lambda group: _fit_group(encoded, labels, always, replace(recipe, shape=share), group, advance),
+                range(GROUPS),
             )
         )
     return Fitted(encoding, _joined(groups, recipe.shape))
 
 
 def _fit_group(
-    encoded: Tensor, labels: Tensor, recipe: Recipe, group: int, advance: Callable[[float], None]
+    encoded: Tensor, labels: Tensor, always: Tensor, recipe: Recipe, group: int, advance: Callable[[float], None]
 ) -> Ensemble:
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(recipe.seed * GROUPS + group)
     base = float(labels.mean())
     ensemble = Ensemble(encoded.shape[1], recipe.shape, math.log(base / (1 - base)), generator)
-    positive, negative = torch.nonzero(labels > 0).flatten(), torch.nonzero(labels == 0).flatten()
-    drawn = max(1, round(len(negative) * recipe.keep))
+    kept, others = torch.nonzero(always).flatten(), torch.nonzero(~always).flatten()
+    drawn = round(len(others) * recipe.keep)
     # What is drawn less often counts for more, so that the network still learns the true odds.
-    weight_of = torch.where(labels > 0, 1.0, len(negative) / drawn)
-    size = len(positive) + drawn
+    weight_of = torch.where(always, 1.0, len(others) / max(drawn, 1))
+    size = len(kept) + drawn
     per_epoch = math.ceil(size / recipe.batch)
     epochs = max(recipe.epochs, math.ceil(recipe.least_steps / per_epoch))
     optimizer = torch.optim.AdamW(
@@ -106,8 +114,8 @@ def _fit_group(
         optimizer, recipe.learning_rate, total_steps=epochs * per_epoch, pct_start=0.2
     )
     for _ in range(epochs):
-        some = negative[torch.randperm(len(negative), generator=generator)[:drawn]]
-        order = torch.cat([positive, some])[torch.randperm(size, generator=generator)]
+        some = others[torch.randperm(len(others), generator=generator)[:drawn]]
+        order = torch.cat([kept, some])[torch.randperm(size, generator=generator)]
         for chosen in torch.split(order, recipe.batch):
             logits = ensemble(encoded[chosen], recipe.dropout, generator)
             losses = nn.functional.binary_cross_entropy_with_logits(
@@ -118,7 +126,7 @@ def _fit_group(
             losses.mean(1).sum().backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
-        advance(1.0 / (epochs * GROUPS))
+        advance((1.0 - TEACHING) / (epochs * GROUPS))
     return ensemble
 
 

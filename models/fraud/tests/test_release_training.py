@@ -15,22 +15,21 @@ from feature_store.dataset import DAY_US
 from model_release import open_release, scoring_module
 
 from models.fraud.calibration import Calibration
+from models.fraud.encoding import encode
 from models.fraud.errors import TooLittleData
 from models.fraud.evaluation import evaluate_release, score_rows
 from models.fraud.features import PLAN
 from models.fraud.generator import generate
 from models.fraud.generator_parameters import GeneratorParameters
 from models.fraud.history import LabelledHistory, day_number, load_history
-from models.fraud.network import Shape, encode, exact, logits
+from models.fraud.network import Shape, exact, logits
 from models.fraud.protocol import Fold, test_rows, train_rows
 from models.fraud.release_training import Choices, Trained, fit_fold, probabilities, train_release
 from models.fraud.training import Recipe, fit
 
 test_rows.__test__ = False  # type: ignore[attr-defined]
 
-QUICK = Recipe(
-    Shape(members=2, hidden=(8,), segments=8), epochs=30, least_steps=1, batch=256, learning_rate=5e-3, keep=0.3
-)
+QUICK = Recipe(Shape(members=2, hidden=(8,)), epochs=30, least_steps=1, batch=256, learning_rate=5e-3, keep=0.3)
 FOLD = Fold(day_number(dt.date(2018, 6, 5)))
 CHOICES = Choices(review_budget=20, recipe=QUICK)
 
