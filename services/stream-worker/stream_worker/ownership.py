@@ -202,7 +202,7 @@ class Ownership:
         )
 
     def topics_changed(self) -> bool:
-        """Whether a topic was made anew since we last looked: its offsets begin anew, and all shards are claimed again."""
+        """Whether a topic was made anew since we last looked: its offsets begin anew; all shards are claimed again."""
         try:
             ids = kafka.topic_ids(self._admin, self._streams.state_topics)
         except kafka.TopicsMissing as error:
