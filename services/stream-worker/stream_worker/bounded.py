@@ -39,8 +39,11 @@ def bounded(name: str, call: Callable[[], object], timeout_s: float) -> None:
         raise raised[0]
 
 
-def until_done(name: str, call: Callable[[], object], timeout_s: float) -> None:
-    """`bounded`, again and again while librdkafka says that the outcome is not known yet and to call once more."""
+def until_done(name: str, call: Callable[[], object], timeout_s: float, stop: threading.Event) -> None:
+    """`bounded`, again and again while librdkafka says that the outcome is not known yet and to call once more.
+
+    Once `stop` is set that gives up with CallHangs: the broker ends the transaction, and its input is read again.
+    """
     while True:
         try:
             bounded(name, call, timeout_s)
@@ -49,3 +52,5 @@ def until_done(name: str, call: Callable[[], object], timeout_s: float) -> None:
             if not error.args[0].retriable():
                 raise
             log.info("transaction goes on", call=name, reason=str(error))
+            if stop.is_set():
+                raise CallHangs(f"{name} was given up: {error}") from error

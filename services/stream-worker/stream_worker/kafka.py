@@ -17,7 +17,8 @@ from stream_worker.settings import WorkerSettings
 
 log = get_logger(__name__)
 
-REQUEST_TIMEOUT_S = 10.0
+REQUEST_TIMEOUT_S = 4.0
+DELIVERY_TIMEOUT_S = 10.0
 ClientConfig = dict[str, Any]  # as confluent-kafka declares it
 
 

@@ -33,7 +33,7 @@ from stream_worker.worker_metrics import WorkerMetrics
 log = get_logger(__name__)
 
 HEADERS = [("trine-type", b"trine.events.v1.EntityBatch"), ("trine-schema", b"1")]
-CALL_TIMEOUT_S = 10.0
+CALL_TIMEOUT_S = 5.0
 HUNG_AFTER_S = 15.0
 FIRST_MESSAGES = 2_000
 
@@ -57,6 +57,7 @@ class RekeyStage:
 
     def run(self, stop: threading.Event) -> None:
         """Re-key until `stop`, then finish the transaction in hand and leave the group."""
+        self._stop = stop
         while not stop.is_set():
             try:
                 self._session(stop)
@@ -106,7 +107,9 @@ class RekeyStage:
             return []
         out = []
         asked = [TopicPartition(tp.topic, tp.partition) for tp in partitions]
-        for tp in self._consumer.committed(asked, timeout=CALL_TIMEOUT_S):
+        # A worker that was killed leaves its transaction open until that times out.
+        patience_s = self._settings.transaction_timeout_ms / 1000 + 5
+        for tp in self._consumer.committed(asked, timeout=patience_s):
             if tp.error is not None:
                 raise KafkaException(tp.error)
             known = tp.offset >= 0
@@ -190,7 +193,7 @@ class RekeyStage:
         return letters_of(messages, refused) if self._streams.lettered_by_rekey(topic) else []
 
     def _call(self, name: str, call: Callable[[], object]) -> None:
-        until_done(name, call, HUNG_AFTER_S)
+        until_done(name, call, HUNG_AFTER_S, self._stop)
 
     def _produce(self, topic: str, shard: int, value: bytes) -> None:
         while True:

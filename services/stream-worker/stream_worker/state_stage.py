@@ -180,7 +180,7 @@ class StateStage:
     def _send(self, letters: Sequence[Letter]) -> None:
         if not letters:
             return
-        dead_letters.deliver(self._letters, letters, kafka.REQUEST_TIMEOUT_S)
+        dead_letters.deliver(self._letters, letters, kafka.DELIVERY_TIMEOUT_S)
         for letter in letters:
             self._metrics.dead_letters.labels(letter.reason).inc()
 

@@ -171,6 +171,7 @@ class Scene:
             "shards": self.shards,
             "group_prefix": self.tag,
             "session_timeout_ms": 2_000,
+            "transaction_timeout_ms": 3_000,
             "heartbeat_s": 0.1,
             "log_level": "debug",
             **settings,
