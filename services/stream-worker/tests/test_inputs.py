@@ -110,11 +110,15 @@ def test_dead_letters_once_each_naming_the_field(new_scene: NewScene) -> None:
 def test_late_future_and_conflict(new_scene: NewScene) -> None:
     scene = new_scene()
     t = START_US + 10 * DAY_US
+    other = next(f"c{n}" for n in range(2, 99) if shard_of(f"c{n}", scene.shards) != shard_of("c1", scene.shards))
+    elsewhere = {"customer_id": other, "terminal_id": "9"}
     scene.send([transaction(1, event_time_us=t), transaction(2, event_time_us=t - DAY_US)])
+    scene.send([transaction(20, event_time_us=t, **elsewhere)])
     first = scene.worker()
     scene.settled()
     # Both stages keep their clocks across a restart, the re-key stage in Kafka.
     assert first.stop() == 0
+    scene.send([transaction(21, event_time_us=t - DAY_US - 1, **elsewhere)])
     scene.send(
         [
             transaction(3, event_time_us=t - DAY_US - 1),  # late
@@ -133,7 +137,9 @@ def test_late_future_and_conflict(new_scene: NewScene) -> None:
     scene.redis.hset(meta, "tails", 3)
     scene.worker("second")
     scene.settled()
-    letters = {letter.offset: letter for letter in scene.letters()}
+    assert {e[1] for e in scene.points("terminal")["9"][0]} == {id64("t-20")}
+    assert {e[1] for e in scene.points("customer")[other][0]} == {id64("t-20")}
+    letters = {letter.offset: letter for letter in scene.letters() if letter.key != other.encode()}
     assert {o: (x.reason, x.field) for o, x in letters.items()} == {
         2: ("late", "event_time_us"),
         3: ("future", "event_time_us"),
