@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -14,9 +13,6 @@ from torch import nn
 
 from model_release.errors import ReleaseError
 from model_release.manifest import MODULE_FILE
-
-# torch traces with state that all threads share.
-_EXPORTING = threading.Lock()
 
 
 class ScoringModule:
@@ -87,6 +83,8 @@ def load(path: Path | str) -> ScoringModule:
 def export(network: nn.Module, features: int, file: Path) -> None:
     """Exports `network` (float32 [n, features] -> float32 [n], n free) to `file`; equal networks give equal bytes.
 
+    torch traces with state that all threads share: while one thread is here, no other may make or run a network.
+
     Raises:
         ReleaseError: the file's name is not module.pt2, which is part of its bytes.
     """
@@ -94,8 +92,7 @@ def export(network: nn.Module, features: int, file: Path) -> None:
         raise ReleaseError(f"{file}: must be named {MODULE_FILE}")
     rows = torch.export.Dim("rows", min=1)
     # Two rows in the example: a dimension of one would be taken as fixed.
-    with _EXPORTING:
-        program = torch.export.export(network.eval(), (torch.zeros(2, features),), dynamic_shapes=({0: rows},))
+    program = torch.export.export(network.eval(), (torch.zeros(2, features),), dynamic_shapes=({0: rows},))
     for node in program.graph.nodes:
         # They name source files and lines of whoever exported, which would change the bytes.
         for key in ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node"):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import shutil
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -137,8 +138,9 @@ def test_same_content_same_id_and_nothing_is_overwritten(written: Release, handl
 
 
 def test_concurrent_writers_of_one_release_agree(handler: Path, tmp_path: Path) -> None:
-    with ThreadPoolExecutor(3) as pool:
-        ids = set(pool.map(lambda _: write_toy_release(tmp_path, PLAN, handler=handler).id, range(3)))
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        written = [pool.submit(write_toy_release, tmp_path, PLAN, handler=handler) for _ in range(2)]
+        ids = {found.result().id for found in written}
     assert len(ids) == 1
     assert [path.name for path in tmp_path.iterdir()] == list(ids)
 
