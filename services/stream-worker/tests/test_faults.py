@@ -45,7 +45,7 @@ def test_killed_at_any_moment(new_scene: NewScene, load: Load, clean: States) ->
     rest = scene.sending(load.messages[len(load.messages) // 2 :], per_second=4_000)
     rng = random.Random(3)
     at = 0
-    for _ in range(6):
+    for _ in range(5):
         worker = scene.worker(static_membership=True, batch_rows=SLOW)
         goal = at + rng.randrange(1, 2_500)
         until(partial(reached, scene, goal), 30)
