@@ -6,11 +6,12 @@ import threading
 import time
 from dataclasses import dataclass
 
+import httpx
+
 from trine_cli.demo.day import Sending
-from trine_cli.local.figures import look
 from trine_cli.local.stack import TORCHSERVE, Stack
 
-_LOOK_EVERY_S = 0.1
+_LOOK_EVERY_S = 0.2
 _PATIENCE_S = 180.0
 
 
@@ -69,10 +70,19 @@ class OutageMaker:
 
     def _await_model(self) -> None:
         deadline = time.monotonic() + _PATIENCE_S
-        while any(trouble.startswith("model") for trouble in look(self._stack.rest).troubles):
+        while "model" in degraded(self._stack.rest):
             if time.monotonic() > deadline:
                 raise TimeoutError(f"the gateway does not use TorchServe again after {_PATIENCE_S:g} s")
             time.sleep(_LOOK_EVERY_S)
 
     def _now(self) -> float:
         return self._sending.now_s
+
+
+def degraded(url: str) -> dict[str, str]:
+    """Parts of a service that are not what they should be, and why; `url` is its REST address."""
+    try:
+        health = httpx.get(f"{url}/readyz", timeout=2).json()
+    except (httpx.HTTPError, ValueError) as error:
+        return {"readyz": str(error)}
+    return {**health.get("not_ready", {}), **health.get("degraded", {})}

@@ -19,7 +19,8 @@ class Scenario:
     """The handbook's population; the demo's day is the last of its `days`, and all before it is history.
 
     A release needs four weeks for training and validation, and the longest window reaches 37 days before those.
-    `rate`: requests a second. `outage_s`: how long TorchServe is away.
+    `rate`: requests a second. `outage_s`: how long TorchServe is away; `warm_up`: requests before
+    the day, for what compiles while it runs.
     """
 
     folder: Path
@@ -32,6 +33,7 @@ class Scenario:
     deadline_s: float = 0.1
     outage_s: float = 5.0
     model_share: float = 0.99
+    warm_up: int = 600
 
     @property
     def parameters(self) -> GeneratorParameters:

@@ -17,21 +17,20 @@ from model_release import Release
 
 from models.fraud.features import PLAN
 from trine_cli.decision_replay import replay_decisions
-from trine_cli.demo.day import Day, Sending, load_day
+from trine_cli.demo.day import Day, Sending, load_day, load_warm_up
 from trine_cli.demo.live_table import watch
 from trine_cli.demo.next_lines import GRPC_PORT, REST_PORT, next_lines
-from trine_cli.demo.outage import OutageMaker
+from trine_cli.demo.outage import OutageMaker, degraded
 from trine_cli.demo.outcome import Outcome
 from trine_cli.demo.preparation import DATASET_STEPS_PER_DAY, TRAINING_STEPS, prepare_dataset, prepare_release
 from trine_cli.demo.report import write_report
 from trine_cli.demo.scenario import Scenario
 from trine_cli.errors import CommandError, Unavailable
-from trine_cli.local.figures import look
 from trine_cli.local.ports import HOST
 from trine_cli.local.redis_server import RedisServer
 from trine_cli.local.stack import REDIS, Stack, StackOptions
 from trine_cli.output import Output
-from trine_cli.traffic import SendOptions
+from trine_cli.traffic import SendOptions, send
 
 _SETTLE_S = 60.0
 
@@ -118,6 +117,11 @@ def _start(scenario: Scenario, release: Release, steps: Steps, owned: ExitStack)
 
 
 def _live(scenario: Scenario, release: Release, day: Day, stack: Stack, steps: Steps) -> Outcome:
+    with steps.step("warm-up") as words:
+        warm_up = load_warm_up(scenario.dataset, scenario.day_us, scenario.warm_up)
+        for _ in send(warm_up, SendOptions(stack.grpc, scenario.rate, deadline_s=scenario.deadline_s)):
+            pass
+        words.append(f"{len(warm_up):,} transactions of the evening before, which the state knows already; not counted")
     with steps.step("live") as words:
         options = SendOptions(
             stack.grpc,
@@ -166,9 +170,9 @@ def _addresses(stack: Stack, keep: bool) -> tuple[str, str]:
 def _await_calm(stack: Stack) -> None:
     """Until neither gateway nor worker reports a trouble: then the day begins with everything in use."""
     deadline = time.monotonic() + _SETTLE_S
-    while troubles := [*look(stack.rest).troubles, *look(stack.worker_http).troubles]:
+    while troubles := {**degraded(stack.rest), **degraded(stack.worker_http)}:
         if time.monotonic() > deadline:
-            raise Unavailable(f"the stack is not at its best after {_SETTLE_S:g} s: {'; '.join(troubles)}")
+            raise Unavailable(f"the stack is not at its best after {_SETTLE_S:g} s: {troubles}")
         time.sleep(0.1)
 
 
