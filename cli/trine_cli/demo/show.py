@@ -25,7 +25,10 @@ from trine_cli.demo.outcome import Outcome
 from trine_cli.demo.preparation import DATASET_STEPS_PER_DAY, TRAINING_STEPS, prepare_dataset, prepare_release
 from trine_cli.demo.report import write_report
 from trine_cli.demo.scenario import Scenario
+from trine_cli.demo.tally import ANSWERED
 from trine_cli.errors import CommandError, Unavailable
+from trine_cli.kafka_archive import DECISIONS
+from trine_cli.kafka_log import KafkaLog
 from trine_cli.local.ports import HOST
 from trine_cli.local.redis_server import RedisServer
 from trine_cli.local.stack import REDIS, Stack, StackOptions
@@ -119,8 +122,8 @@ def _start(scenario: Scenario, release: Release, steps: Steps, owned: ExitStack)
 def _live(scenario: Scenario, release: Release, day: Day, stack: Stack, steps: Steps) -> Outcome:
     with steps.step("warm-up") as words:
         warm_up = load_warm_up(scenario.dataset, scenario.day_us, scenario.warm_up)
-        for _ in send(warm_up, SendOptions(stack.grpc, scenario.rate, deadline_s=scenario.deadline_s)):
-            pass
+        options = SendOptions(stack.grpc, scenario.rate, deadline_s=scenario.deadline_s)
+        warm = sum(reply.response is not None for reply in send(warm_up, options))
         words.append(f"{len(warm_up):,} transactions of the evening before, which the state knows already; not counted")
     with steps.step("live") as words:
         options = SendOptions(
@@ -138,6 +141,7 @@ def _live(scenario: Scenario, release: Release, day: Day, stack: Stack, steps: S
         tally, outage = sending.join(), maker.join()
         words.append(f"{day.total:,} transactions in {float(tally.sent_s.max()):.1f} s")
     with steps.step("replay") as words:
+        _await_records(stack, warm + int((tally.state == ANSWERED).sum()))
         began = time.monotonic()
         decisions, _ = replay_decisions(
             stack.kafka_bootstrap, scenario.releases, (scenario.dataset, scenario.day_us), from_us=scenario.day_us
@@ -174,6 +178,15 @@ def _await_calm(stack: Stack) -> None:
         if time.monotonic() > deadline:
             raise Unavailable(f"the stack is not at its best after {_SETTLE_S:g} s: {troubles}")
         time.sleep(0.1)
+
+
+def _await_records(stack: Stack, count: int) -> None:
+    """Until Kafka has the records of `count` decisions: each is safe in the spool, and on its way."""
+    log, deadline = KafkaLog(stack.kafka_bootstrap), time.monotonic() + _SETTLE_S
+    while (there := sum(log.ends(DECISIONS).values())) < count:
+        if time.monotonic() > deadline:
+            raise Unavailable(f"Kafka has {there} of {count} decision records after {_SETTLE_S:g} s")
+        time.sleep(0.2)
 
 
 @contextmanager
