@@ -20,7 +20,6 @@ from typing import Any
 
 import httpx
 import redis
-from feature_store.dataset import load_transactions
 from feature_store.rebuild import rebuild
 from model_release import open_release
 from model_release.testing import write_toy_release
@@ -31,6 +30,7 @@ from trine_cli.local.torchserve import TorchServe
 
 from benchmarks.realtime.onnx_export import export_onnx
 from models.fraud.features import PLAN
+from models.fraud.sources import load_transactions
 
 ROUNDS = 3
 SECONDS = 6.0

@@ -10,7 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
-from feature_store.dataset import DatasetError, load_fraud_reports, load_transactions
+from feature_store.dataset import DatasetError
+
+from models.fraud.sources import load_fraud_reports, load_transactions
 
 TRINE = [sys.executable, "-m", "trine_cli.main"]
 SMALL = ["--customers", "60", "--terminals", "600", "--days", "5"]

@@ -13,8 +13,10 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
-from feature_store.dataset import DAY_US, load_fraud_reports, load_transactions, times_us, truth
+from feature_store.dataset import DAY_US, times_us
 from trine_cli.main import main
+
+from models.fraud.sources import load_fraud_reports, load_transactions, truth
 
 START = pd.Timestamp("2018-04-01")
 

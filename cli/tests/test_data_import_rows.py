@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd  # type: ignore[import-untyped]  # its stubs are not worth a dependency of the tests
 import pyarrow as pa
 import pytest
-from feature_store.dataset import load_transactions
 from feature_store.ids import id64
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,6 +23,7 @@ from models.fraud.import_mapping import ImportOptions
 from models.fraud.import_text import ids64
 from models.fraud.import_times import times_us
 from models.fraud.importer import import_dataset
+from models.fraud.sources import load_transactions
 
 GOOD: dict[str, object] = {
     "transaction_id": "a1",

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import uvloop
 from confluent_kafka import Producer
-from feature_store.dataset import FRAUD_REPORTS, load, load_transactions, times_us
+from feature_store.dataset import load, times_us
 from feature_store.sharding import shard_of
 from numpy.typing import NDArray
 from trine.events.v1.events_pb2 import FraudReport
@@ -34,6 +34,8 @@ from trine.scoring.v1.scoring_pb2 import (
     ScoreTransactionsResponse,
     Transaction,
 )
+
+from models.fraud.sources import FRAUD_REPORT_FILES, load_transactions
 
 REPORTS_TOPIC = "trine.fraud-reports"
 UNARY = "/trine.scoring.v1.ScoringService/ScoreTransaction"
@@ -106,7 +108,7 @@ def load_traffic(dataset: Path, from_us: int | None, to_us: int | None) -> Traff
     """Transactions of the period, and the fraud reports that became known in it. Raises DatasetError."""
     table = load_transactions(dataset, from_us, to_us)
     time_us = times_us(table, "event_time")
-    reports = _with_transactions(load(dataset, FRAUD_REPORTS, from_us, to_us), dataset, to_us)
+    reports = _with_transactions(load(dataset, FRAUD_REPORT_FILES, from_us, to_us), dataset, to_us)
     messages = [
         FraudReport(
             transaction_id=id_, reported_at_us=known, fraud=fraud, scenario=scenario, customer_id=customer,

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from feature_store.dataset import DAY_US, FRAUD_REPORTS, TIME_TYPE, TRANSACTIONS, SourceFiles, times_us
+from feature_store.dataset import DAY_US, TIME_TYPE, SourceFiles, times_us
 from feature_store.dataset_writer import DatasetWriter, description_of
 from numpy.typing import NDArray
 
@@ -23,6 +23,7 @@ from models.fraud.fraud_reports import Reports, make_reports
 from models.fraud.fraud_scenarios import Frauds, apply_scenarios
 from models.fraud.generator_parameters import GeneratorParameters
 from models.fraud.population import Transactions, make_population, make_transactions
+from models.fraud.sources import FRAUD_REPORT_FILES, TRANSACTION_FILES
 
 MADE_BY = "trine data generate"
 # Goes up with every change that makes other data of the same parameters.
@@ -52,11 +53,11 @@ def generate(
         frauds = apply_scenarios(transactions, parameters)
         reports = make_reports(transactions.second, frauds.scenario, parameters)
         start_us = (parameters.start - dt.date(1970, 1, 1)).days * DAY_US
-        for day_us, table in _by_day(TRANSACTIONS, _transaction_table(transactions, frauds, start_us, parameters)):
-            writer.write_day(TRANSACTIONS, day_us, table)
+        for day_us, table in _by_day(TRANSACTION_FILES, _transaction_table(transactions, frauds, start_us, parameters)):
+            writer.write_day(TRANSACTION_FILES, day_us, table)
             advance(1)
-        for day_us, table in _by_day(FRAUD_REPORTS, _report_table(reports, start_us)):
-            writer.write_day(FRAUD_REPORTS, day_us, table)
+        for day_us, table in _by_day(FRAUD_REPORT_FILES, _report_table(reports, start_us)):
+            writer.write_day(FRAUD_REPORT_FILES, day_us, table)
         return writer.finish({**made, **_counts(frauds, reports)}), True
 
 
@@ -74,7 +75,7 @@ def _transaction_table(
             "amount": pa.array(frauds.amount),
             "currency": pa.repeat(pa.scalar(parameters.currency), count),
         },
-        schema=TRANSACTIONS.schema,
+        schema=TRANSACTION_FILES.schema,
     )
 
 
@@ -86,7 +87,7 @@ def _report_table(reports: Reports, start_us: int) -> pa.Table:
             "fraud": pa.array(reports.fraud),
             "scenario": pa.array(reports.scenario),
         },
-        schema=FRAUD_REPORTS.schema,
+        schema=FRAUD_REPORT_FILES.schema,
     )
 
 

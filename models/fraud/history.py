@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from feature_store.dataset import DAY_US, load_fraud_reports, times_us, truth
+from feature_store.dataset import DAY_US, times_us
 from feature_store.definitions import FeaturePlan
 from feature_store.offline import compute_features
 from numpy.typing import NDArray
+
+from models.fraud.sources import load_fraud_reports, truth
 
 EPOCH = date(1970, 1, 1)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from feature_store.dataset import DAY_US, FRAUD_REPORTS, TIME_TYPE, TRANSACTIONS
+from feature_store.dataset import DAY_US, TIME_TYPE
 from feature_store.dataset_writer import DatasetWriter
 from feature_store.day_sort import DaySort
 from feature_store.validation import CURRENCIES
@@ -35,6 +35,7 @@ from models.fraud.import_mapping import (
 from models.fraud.import_sources import SourceBatch, batches, source_files
 from models.fraud.import_text import flags, identifiers, ids64, missing, small_numbers, text_of
 from models.fraud.import_times import times_us
+from models.fraud.sources import FRAUD_REPORT_FILES, TRANSACTION_FILES
 
 MADE_BY = "trine data import"
 LABEL_DELAY_US = 7 * DAY_US
@@ -69,24 +70,24 @@ def import_dataset(
         bad_rows = reading.bad_rows
         if bad_rows.total and not options.skip_bad_rows:
             raise BadRowsError(bad_rows)
-        written = {TRANSACTIONS.folder: 0, FRAUD_REPORTS.folder: 0}
+        written = {TRANSACTION_FILES.folder: 0, FRAUD_REPORT_FILES.folder: 0}
         for kind, rows, left_out in (
-            (TRANSACTIONS, reading.transactions, repeated),
+            (TRANSACTION_FILES, reading.transactions, repeated),
             # A label's report has its transaction's ordinal; reports of their own have none of these.
-            (FRAUD_REPORTS, reading.reports, repeated),
+            (FRAUD_REPORT_FILES, reading.reports, repeated),
         ):
             for day_us, table in rows.days(left_out):
                 writer.write_day(kind, day_us, table)
                 written[kind.folder] += table.num_rows
-        if not written[TRANSACTIONS.folder]:
+        if not written[TRANSACTION_FILES.folder]:
             raise SourceError(f"{source}: no row that can be used")
         shutil.rmtree(writer.folder / "scratch")
         description: dict[str, object] = {
             "made_by": MADE_BY,
             "sources": [file.name for file in files],
             "options": asdict(options),
-            "transactions": written[TRANSACTIONS.folder],
-            "fraud_reports": written[FRAUD_REPORTS.folder],
+            "transactions": written[TRANSACTION_FILES.folder],
+            "fraud_reports": written[FRAUD_REPORT_FILES.folder],
             "labels_reported_after_days": LABEL_DELAY_US // DAY_US if reading.labelled else None,
             "without_currency_column": reading.default_currency_files,
             "bad_rows": bad_rows.to_json(),
@@ -100,8 +101,8 @@ class _Reading:
     def __init__(self, options: ImportOptions, scratch: Path, advance: Callable[[int], None]) -> None:
         self._options, self._advance = options, advance
         self.bad_rows = BadRows()
-        self.transactions = DaySort(TRANSACTIONS, scratch / TRANSACTIONS.folder)
-        self.reports = DaySort(FRAUD_REPORTS, scratch / FRAUD_REPORTS.folder)
+        self.transactions = DaySort(TRANSACTION_FILES, scratch / TRANSACTION_FILES.folder)
+        self.reports = DaySort(FRAUD_REPORT_FILES, scratch / FRAUD_REPORT_FILES.folder)
         self.labelled = False
         # id64 of all usable transactions, sorted; there once `refuse_repeated` has looked at all of them.
         self._known = np.empty(0, dtype=np.int64)
@@ -147,7 +148,7 @@ class _Reading:
         self._rows += rows
         good = np.flatnonzero(~check.bad)
         table = pa.table(
-            [ids, _timestamps(times), customers, terminals, pa.array(amount), currency], schema=TRANSACTIONS.schema
+            [ids, _timestamps(times), customers, terminals, pa.array(amount), currency], schema=TRANSACTION_FILES.schema
         )
         self.transactions.add(table.take(pa.array(good)), id64[good], ordinal[good])
         known = np.flatnonzero(~check.bad & fraud)
@@ -216,7 +217,7 @@ class _Reading:
     ) -> None:
         table = pa.table(
             [ids.take(pa.array(rows)), _timestamps(times[rows]), pa.array(fraud[rows]), pa.array(scenario[rows])],
-            schema=FRAUD_REPORTS.schema,
+            schema=FRAUD_REPORT_FILES.schema,
         )
         self.reports.add(table, id64[rows], ordinal[rows])
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from feature_store.dataset import DAY_US, TRANSACTIONS, day_files
+from feature_store.dataset import DAY_US, day_files
 from model_release import Release
 from model_release.exact_network import ExactNetwork
 from model_release.writer import Draft, write_release
@@ -29,6 +29,7 @@ from models.fraud.history import LabelledHistory, day_date, load_history
 from models.fraud.network import LOGIT_STEP, TABLE_SIZE, exact, logits
 from models.fraud.protocol import Fold, test_rows, train_rows
 from models.fraud.rules import measure_rules
+from models.fraud.sources import TRANSACTION_FILES
 from models.fraud.thresholds import choose_thresholds
 from models.fraud.training import Recipe, fit
 
@@ -165,7 +166,7 @@ def golden_rows(rows: NDArray[np.float32], fraud: NDArray[np.bool_], seed: int) 
 
 
 def _has_days_until(dataset: Path | str, end_day: int) -> bool:
-    return bool(day_files(dataset, TRANSACTIONS)[-1][0] // DAY_US >= end_day - 1)
+    return bool(day_files(dataset, TRANSACTION_FILES)[-1][0] // DAY_US >= end_day - 1)
 
 
 def _days(start: int, end: int) -> list[str]:

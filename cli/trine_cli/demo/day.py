@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from feature_store.dataset import DAY_US, load_fraud_reports, load_transactions, truth
+from feature_store.dataset import DAY_US
 from numpy.typing import NDArray
 
+from models.fraud.sources import load_fraud_reports, load_transactions, truth
 from trine_cli.demo.tally import Tally
 from trine_cli.traffic import SendOptions, Traffic, load_traffic, send
 

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from feature_store.dataset import DAY_US, FRAUD_REPORTS, DatasetError, load_fraud_reports, load_transactions
+from feature_store.dataset import DAY_US, DatasetError
 from feature_store.dataset import times_us as column_us
-from feature_store.dataset import truth as truth_of
 
 from models.fraud.errors import ParameterError
 from models.fraud.fraud_reports import make_reports
@@ -19,6 +18,8 @@ from models.fraud.fraud_scenarios import Frauds, apply_scenarios
 from models.fraud.generator import generate
 from models.fraud.generator_parameters import GeneratorParameters
 from models.fraud.population import Population, Transactions, make_population, make_transactions
+from models.fraud.sources import FRAUD_REPORT_FILES, load_fraud_reports, load_transactions
+from models.fraud.sources import truth as truth_of
 
 SMALL = GeneratorParameters(customers=300, terminals=600, days=45, seed=7)
 
@@ -204,7 +205,7 @@ def test_the_folder_holds_what_was_made(tmp_path: Path, transactions: Transactio
     }
     expected = [scenario > 0 and str(row) not in withdrawn for row, scenario in enumerate(frauds.scenario.tolist())]
     assert truth_of(table, reports).tolist() == expected
-    assert (np.diff(column_us(reports, FRAUD_REPORTS.time_column)) >= 0).all()
+    assert (np.diff(column_us(reports, FRAUD_REPORT_FILES.time_column)) >= 0).all()
 
 
 def test_made_once_is_left_alone_and_made_otherwise_is_refused(tmp_path: Path) -> None:

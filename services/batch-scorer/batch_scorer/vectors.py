@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from feature_store import admission
 from feature_store.assemble import request_matrix
-from feature_store.dataset import load_fraud_reports, load_transactions
+from feature_store.dataset import load_sources
 from feature_store.definitions import FeaturePlan, FeatureView
 from feature_store.history import EntityKeys, History, history_of
 from feature_store.ids import id64
@@ -35,9 +35,8 @@ class Base:
     def history(self, plan: FeaturePlan) -> History:
         """As feature_store.rebuild reads it. Raises feature_store.dataset.DatasetError."""
         reach = max(view.retention_us for view in plan.views)
-        events = load_transactions(self.dataset, self.until_us - reach, self.until_us)
-        reports = load_fraud_reports(self.dataset, self.until_us - 1)
-        return history_of(plan, events, {label.name: reports for label in plan.label_sources})
+        first_us = self.until_us - reach
+        return history_of(plan, *load_sources(self.dataset, plan, first_us, self.until_us, self.until_us))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

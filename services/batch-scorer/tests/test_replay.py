@@ -13,7 +13,7 @@ import pytest
 from batch_scorer.outcome import Replayed
 from batch_scorer.replay import Replay, ServedRelease
 from batch_scorer.vectors import Base
-from feature_store.dataset import DAY_US, FRAUD_REPORTS, TRANSACTIONS
+from feature_store.dataset import DAY_US
 from feature_store.dataset_writer import DatasetWriter
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -21,6 +21,8 @@ from model_release import Release
 from model_release.testing import write_toy_release
 from tests.simulated_stack import DAY, FIRST_US, HOUR, PLAN, SHARDS, SimulatedStack, plain_score
 from trine.events.v1.events_pb2 import DecisionRecord, ScoreSource, Transaction
+
+from models.fraud.sources import FRAUD_REPORT_FILES, TRANSACTION_FILES
 
 _CUSTOMERS, _TERMINALS = ("c0", "c1", "c2"), ("t0", "t1", "t2")
 
@@ -248,7 +250,7 @@ def _written(target: Path, transactions: list[Transaction], reports: list[tuple[
     with DatasetWriter(target) as writer:
         for day in sorted({t.event_time_us // DAY_US for t in transactions}):
             rows = sorted((t for t in transactions if t.event_time_us // DAY_US == day), key=lambda t: t.event_time_us)
-            writer.write_day(TRANSACTIONS, day * DAY_US, pa.table({
+            writer.write_day(TRANSACTION_FILES, day * DAY_US, pa.table({
                 "transaction_id": [t.transaction_id for t in rows],
                 "event_time": [_moment(t.event_time_us) for t in rows],
                 "customer_id": [t.customer_id for t in rows],
@@ -258,7 +260,7 @@ def _written(target: Path, transactions: list[Transaction], reports: list[tuple[
             }))  # fmt: skip
         for day in sorted({known // DAY_US for _, known, _ in reports}):
             told = sorted(((t, k, f) for t, k, f in reports if k // DAY_US == day), key=lambda r: r[1])
-            writer.write_day(FRAUD_REPORTS, day * DAY_US, pa.table({
+            writer.write_day(FRAUD_REPORT_FILES, day * DAY_US, pa.table({
                 "transaction_id": [t.transaction_id for t, _, _ in told],
                 "reported_at": [_moment(k) for _, k, _ in told],
                 "fraud": [f for _, _, f in told],

@@ -1,11 +1,16 @@
-"""The dataset folder: card transactions and what was later reported about them, as Parquet files by UTC day.
+"""The dataset folder: events and what later became known about them, as Parquet files by UTC day.
 
-    DATASET/transactions/<YYYY-MM-DD>.parquet    by day of event_time, sorted by (event_time, id)
-    DATASET/fraud-reports/<YYYY-MM-DD>.parquet   by day of reported_at
-    DATASET/dataset.json                         how it was made
+    DATASET/<source>/<YYYY-MM-DD>.parquet   events by day of their time, sorted by (time, id); labels by day of when
+                                            they became known
+    DATASET/dataset.json                    how it was made
 
-Relies on Arrow and NumPy only. Files outside the asked range are not opened; those that are opened are checked: columns
-and types, no missing values, times inside the file's day and in order. `dataset_writer` writes such folders.
+Where a plan's sources live and which columns their files have follows from their definitions: `_` in a source's name is
+`-` in its folder's, a time in microseconds (`event_time_us`) is a timestamp column without `_us`. Files may have more
+columns than a plan needs; a model that writes them declares its own `SourceFiles`.
+
+Relies on Arrow, NumPy and the definitions only. Files outside the asked range are not opened; those that are opened are
+checked: columns and types, no missing values, times inside the file's day and in order. `dataset_writer` writes such
+folders.
 """
 
 from __future__ import annotations
@@ -17,9 +22,10 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+
+from feature_store.definitions import FeaturePlan, LabelSource
 
 DAY_US = 86_400_000_000
 DESCRIPTION = "dataset.json"
@@ -46,52 +52,33 @@ class SourceFiles:
     required: bool
 
 
-def _columns(**types: pa.DataType) -> pa.Schema:
-    return pa.schema(types)
+def event_files(plan: FeaturePlan) -> SourceFiles:
+    """The files of the events that a plan's requests carry, with the columns that its features need."""
+    source = plan.source
+    texts = dict.fromkeys([source.id, source.key, *(entity.key for entity in plan.entities)], pa.string())
+    time_column = _time_column(source.time)
+    columns = {**texts, time_column: TIME_TYPE, **dict.fromkeys(source.fields, pa.int64())}
+    return SourceFiles(_folder(source.name), source.id, time_column, pa.schema(columns), required=True)
 
 
-TRANSACTIONS = SourceFiles(
-    folder="transactions",
-    id_column="transaction_id",
-    time_column="event_time",
-    schema=_columns(
-        transaction_id=pa.string(),
-        event_time=TIME_TYPE,
-        customer_id=pa.string(),
-        terminal_id=pa.string(),
-        amount=pa.int64(),
-        currency=pa.string(),
-    ),
-    required=True,
-)
-FRAUD_REPORTS = SourceFiles(
-    folder="fraud-reports",
-    id_column="transaction_id",
-    time_column="reported_at",
-    schema=_columns(
-        transaction_id=pa.string(),
-        reported_at=TIME_TYPE,
-        fraud=pa.bool_(),
-        scenario=pa.int32(),
-    ),
-    # Nobody has reported anything yet: a legal dataset.
-    required=False,
-)
+def label_files(label: LabelSource) -> SourceFiles:
+    """The files of what became known about events, by day of when it did. There may be none yet."""
+    known_at = _time_column(label.known_at)
+    columns = {label.id: pa.string(), known_at: TIME_TYPE, label.value: pa.bool_()}
+    return SourceFiles(_folder(label.name), label.id, known_at, pa.schema(columns), required=False)
 
 
-def load_transactions(path: str | Path, from_us: int | None = None, to_us: int | None = None) -> pa.Table:
-    """Transactions with from_us <= event_time < to_us, sorted by (event_time, id); columns as in `TRANSACTIONS`.
+def load_sources(
+    path: str | Path, plan: FeaturePlan, from_us: int | None, to_us: int | None, known_before_us: int | None
+) -> tuple[pa.Table, dict[str, pa.Table]]:
+    """A plan's events with from_us <= time < to_us, and by label source the labels known before `known_before_us`.
 
-    An empty range gives a table of no rows. Raises DatasetError.
+    None: no limit on that side. Tables are in order of time and known time; columns as `event_files` and `label_files`
+    say. Raises DatasetError.
     """
-    return load(path, TRANSACTIONS, from_us, to_us)
-
-
-def load_fraud_reports(path: str | Path, until_us: int | None = None) -> pa.Table:
-    """Reports with reported_at <= until_us (those known at that time), in order of reported_at; columns as in
-    `FRAUD_REPORTS`. No reports at all give a table of no rows. Raises DatasetError.
-    """
-    return load(path, FRAUD_REPORTS, None, None if until_us is None else until_us + 1)
+    events = load(path, event_files(plan), from_us, to_us)
+    labels = {label.name: load(path, label_files(label), None, known_before_us) for label in plan.label_sources}
+    return events, labels
 
 
 def load(path: str | Path, source: SourceFiles, from_us: int | None = None, to_us: int | None = None) -> pa.Table:
@@ -137,23 +124,13 @@ def times_us(table: pa.Table, column: str) -> NDArray[np.int64]:
     return np.asarray(table.column(column).cast(pa.int64()).to_numpy(), dtype=np.int64)
 
 
-def truth(transactions: pa.Table, reports: pa.Table, known_at_us: int | None = None) -> NDArray[np.bool_]:
-    """bool[n], aligned with `transactions`: what its latest report says, False where there is none.
+def _folder(source: str) -> str:
+    return source.replace("_", "-")
 
-    `known_at_us`: only reports with reported_at <= known_at_us count (labels as known then); None: all of them. Of two
-    reports at the same microsecond the one that says fraud wins, so that order in the files does not matter.
-    """
-    if known_at_us is not None:
-        reports = reports.filter(pa.array(times_us(reports, FRAUD_REPORTS.time_column) <= known_at_us))
-    says_fraud = np.asarray(reports.column("fraud").to_numpy(), dtype=np.bool_)
-    order = np.lexsort((says_fraud, times_us(reports, FRAUD_REPORTS.time_column)))
-    ids = reports.column(FRAUD_REPORTS.id_column)
-    distinct = pc.unique(ids)
-    latest = np.zeros(len(distinct), dtype=np.bool_)
-    # Assignment in order of time: the last one stays.
-    latest[pc.index_in(ids, value_set=distinct).to_numpy()[order]] = says_fraud[order]
-    found = pc.is_in(transactions.column(TRANSACTIONS.id_column), value_set=distinct.filter(pa.array(latest)))
-    return np.asarray(found.to_numpy(), dtype=np.bool_)
+
+def _time_column(field: str) -> str:
+    """Times are int64 microseconds in events (`event_time_us`) and timestamps in files (`event_time`)."""
+    return field.removesuffix("_us")
 
 
 def _read_day(file: Path, day_us: int, source: SourceFiles) -> pa.Table:

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from feature_store.assemble import request_matrix
-from feature_store.dataset import load_fraud_reports, load_transactions
+from feature_store.dataset import load_sources
 from feature_store.definitions import FeaturePlan
 from feature_store.history import History, history_of, integer_features, view_points
 from feature_store.kernel import LAST_ID, Queries, view_features, window_sums
@@ -23,9 +23,9 @@ def compute_features(
     int64, ratios float64). Labels count as known at each event's own time. Raises feature_store.dataset.DatasetError.
     """
     reach = max((max(v.windows_us) + v.delay_us for v in plan.views), default=0)
-    events = load_transactions(dataset, None if from_us is None else from_us - reach, to_us)
-    reports = load_fraud_reports(dataset, to_us)
-    history = history_of(plan, events, {label.name: reports for label in plan.label_sources})
+    first_us = None if from_us is None else from_us - reach
+    events, labels = load_sources(dataset, plan, first_us, to_us, known_before_us=to_us)
+    history = history_of(plan, events, labels)
     rows = np.arange(len(history.time_us)) if from_us is None else np.flatnonzero(history.time_us >= from_us)
     matrix = feature_matrix(plan, history, rows)
     whole = integer_features(plan)

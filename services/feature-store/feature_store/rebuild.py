@@ -18,7 +18,7 @@ import redis
 from feature_store import keys as names
 from feature_store.admission import UNSET_CLOCK
 from feature_store.codec import StateCodec
-from feature_store.dataset import load_fraud_reports, load_transactions
+from feature_store.dataset import load_sources
 from feature_store.definitions import FeaturePlan, FeatureView
 from feature_store.history import History, history_of, view_points
 from feature_store.kernel import Labels, Points
@@ -54,9 +54,7 @@ def rebuild(
     redis.exceptions.RedisError.
     """
     reach = max(view.retention_us for view in plan.views)
-    events = load_transactions(dataset, until_us - reach, until_us)
-    reports = load_fraud_reports(dataset, until_us - 1)
-    history = history_of(plan, events, {label.name: reports for label in plan.label_sources})
+    history = history_of(plan, *load_sources(dataset, plan, until_us - reach, until_us, known_before_us=until_us))
     served = client.get(names.VERSION_POINTER)
     # The first version is the one that begins empty: a replay of decisions relies on that.
     version = str(int(served or names.FIRST_VERSION) + 1)

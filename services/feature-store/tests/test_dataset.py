@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -11,22 +12,30 @@ import pyarrow.parquet as pq
 import pytest
 from feature_store.dataset import (
     DAY_US,
-    FRAUD_REPORTS,
     TIME_TYPE,
-    TRANSACTIONS,
     UNFINISHED,
     DatasetError,
     day_name,
-    load_fraud_reports,
-    load_transactions,
+    load_sources,
     times_us,
-    truth,
 )
 from feature_store.dataset_writer import DatasetWriter, description_of
 from feature_store.day_sort import DaySort
+from feature_store.definitions import (
+    Entity,
+    FeaturePlan,
+    FeatureView,
+    LabelSource,
+    Mean,
+    Share,
+    Source,
+    days,
+)
 from feature_store.ids import id64, id64_array
 from hypothesis import given
 from hypothesis import strategies as st
+
+from models.fraud.sources import FRAUD_REPORT_FILES, TRANSACTION_FILES, load_fraud_reports, load_transactions
 
 FIRST_DAY = 17_622
 DAY0 = FIRST_DAY * DAY_US
@@ -43,7 +52,7 @@ def transactions(times: list[int], ids: list[str] | None = None) -> pa.Table:
             "amount": pa.array([100] * count, pa.int64()),
             "currency": ["EUR"] * count,
         },
-        schema=TRANSACTIONS.schema,
+        schema=TRANSACTION_FILES.schema,
     )
 
 
@@ -55,7 +64,7 @@ def reports(rows: list[tuple[str, int, bool]]) -> pa.Table:
             "fraud": [row[2] for row in rows],
             "scenario": pa.array([0] * len(rows), pa.int32()),
         },
-        schema=FRAUD_REPORTS.schema,
+        schema=FRAUD_REPORT_FILES.schema,
     )
 
 
@@ -71,8 +80,8 @@ def dataset(tmp_path: Path) -> Path:
     with DatasetWriter(tmp_path / "dataset") as writer:
         for day in range(3):
             start = DAY0 + day * DAY_US
-            writer.write_day(TRANSACTIONS, start, transactions([start, start + 5, start + DAY_US - 1]))
-        writer.write_day(FRAUD_REPORTS, DAY0, reports([("0", DAY0 + 7, True), ("1", DAY0 + 9, True)]))
+            writer.write_day(TRANSACTION_FILES, start, transactions([start, start + 5, start + DAY_US - 1]))
+        writer.write_day(FRAUD_REPORT_FILES, DAY0, reports([("0", DAY0 + 7, True), ("1", DAY0 + 9, True)]))
         writer.finish({"made_by": "test"})
     return tmp_path / "dataset"
 
@@ -86,7 +95,7 @@ def test_a_range_has_its_start_and_not_its_end(dataset: Path, from_us: int | Non
     wanted = [t for t in everything if (from_us is None or t >= from_us) and (to_us is None or t < to_us)]
     loaded = load_transactions(dataset, from_us, to_us)
     assert times_us(loaded, "event_time").tolist() == wanted
-    assert loaded.schema == TRANSACTIONS.schema
+    assert loaded.schema == TRANSACTION_FILES.schema
 
 
 def test_reports_known_at_a_time_include_those_of_that_microsecond(dataset: Path) -> None:
@@ -147,27 +156,33 @@ def test_a_file_that_is_not_named_by_its_day_is_refused(tmp_path: Path) -> None:
         load_transactions(tmp_path)
 
 
-@given(
-    st.lists(
-        st.tuples(st.sampled_from(["0", "1", "2", "elsewhere"]), st.integers(0, 5), st.booleans()),
-        max_size=12,
-    ),
-    st.none() | st.integers(0, 5),
-)
-def test_truth_is_the_latest_report_known(rows: list[tuple[str, int, bool]], known_at: int | None) -> None:
-    table = transactions([DAY0, DAY0 + 1, DAY0 + 2])
-    wanted = []
-    for name in ("0", "1", "2"):
-        said = [(at, fraud) for id_, at, fraud in rows if id_ == name and (known_at is None or at <= known_at)]
-        # The latest; of two at once the one that says fraud.
-        wanted.append(max(said)[1] if said else False)
-    assert truth(table, reports(rows), known_at).tolist() == wanted
+def test_a_plan_reads_what_it_declares_and_no_more(tmp_path: Path) -> None:
+    cab, rider = Entity("cab", "cab_id"), Entity("rider", "rider_id")
+    rides = Source("taxi_rides", "x.Ride", "x.rides", "cab_id", "ride_id", "begun_us", ("fare",))
+    refunds = LabelSource(
+        "refunds", "x.Refund", "x.refunds", "ride_id", "ride_id", "begun_us", "refunded_us", "wrong", rides
+    )
+    plan = FeaturePlan("rides", rides, (), (
+        FeatureView("cab", cab, rides, (Mean("fare"),), days(1)),
+        FeatureView("rider", rider, rides, (Share(refunds, "refund"),), days(1), delay=timedelta(days=1)),
+    ))  # fmt: skip
+    for folder, table in (
+        ("taxi-rides", {"ride_id": ["1"], "cab_id": ["c"], "rider_id": ["r"], "fare": [7], "begun": [DAY0], "x": [1]}),
+        ("refunds", {"ride_id": ["1", "1"], "refunded": [DAY0 + 1, DAY0 + 2], "wrong": [True, False]}),
+    ):
+        (tmp_path / folder).mkdir()
+        time = "begun" if "begun" in table else "refunded"
+        columns = {name: pa.array(v, TIME_TYPE) if name == time else pa.array(v) for name, v in table.items()}
+        pq.write_table(pa.table(columns), tmp_path / folder / f"{day_name(DAY0)}.parquet")
+    events, labels = load_sources(tmp_path, plan, None, None, known_before_us=DAY0 + 2)
+    assert events.column_names == ["ride_id", "cab_id", "rider_id", "begun", "fare"]
+    assert labels["refunds"].select(["ride_id", "wrong"]).to_pylist() == [{"ride_id": "1", "wrong": True}]
 
 
 def test_a_writer_that_does_not_finish_leaves_nothing(tmp_path: Path) -> None:
     def stops_half_way() -> None:
         with DatasetWriter(tmp_path / "dataset") as writer:
-            writer.write_day(TRANSACTIONS, DAY0, transactions([DAY0]))
+            writer.write_day(TRANSACTION_FILES, DAY0, transactions([DAY0]))
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -177,11 +192,11 @@ def test_a_writer_that_does_not_finish_leaves_nothing(tmp_path: Path) -> None:
 
 def test_what_is_being_written_does_not_load_and_another_writer_leaves_it_alone(tmp_path: Path) -> None:
     with DatasetWriter(tmp_path / "dataset") as writer:
-        writer.write_day(TRANSACTIONS, DAY0, transactions([DAY0]))
+        writer.write_day(TRANSACTION_FILES, DAY0, transactions([DAY0]))
         with pytest.raises(DatasetError, match="unfinished"):
             load_transactions(writer.folder)
         with DatasetWriter(tmp_path / "dataset") as other:
-            other.write_day(TRANSACTIONS, DAY0, transactions([DAY0, DAY0 + 1]))
+            other.write_day(TRANSACTION_FILES, DAY0, transactions([DAY0, DAY0 + 1]))
             other.finish({})
         with pytest.raises(DatasetError, match="is a dataset already"):
             writer.finish({})
@@ -194,7 +209,7 @@ def test_leftovers_of_a_killed_writer_are_cleared(tmp_path: Path) -> None:
     leftover.mkdir()
     (leftover / UNFINISHED).touch()
     with DatasetWriter(tmp_path / "dataset") as writer:
-        writer.write_day(TRANSACTIONS, DAY0, transactions([DAY0]))
+        writer.write_day(TRANSACTION_FILES, DAY0, transactions([DAY0]))
         writer.finish({})
     assert [folder.name for folder in tmp_path.iterdir()] == ["dataset"]
 
@@ -203,7 +218,7 @@ def test_overwrite_replaces_a_dataset_and_nothing_else(dataset: Path, tmp_path: 
     with pytest.raises(DatasetError, match="--overwrite"):
         DatasetWriter(dataset)
     with DatasetWriter(dataset, overwrite=True) as writer:
-        writer.write_day(TRANSACTIONS, DAY0, transactions([DAY0]))
+        writer.write_day(TRANSACTION_FILES, DAY0, transactions([DAY0]))
         assert writer.finish({"made_by": "again"}) == {"format": 1, "made_by": "again"}
     assert load_transactions(dataset).num_rows == 1
     assert load_fraud_reports(dataset).num_rows == 0
@@ -229,7 +244,7 @@ def test_days_come_back_sorted_whatever_fits_in_memory(
     tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[int, str]]
 ) -> None:
     times, ids = [DAY0 + row[0] for row in rows], [row[1] for row in rows]
-    sorter = DaySort(TRANSACTIONS, tmp_path_factory.mktemp("sort") / "scratch", rows_in_memory=4)
+    sorter = DaySort(TRANSACTION_FILES, tmp_path_factory.mktemp("sort") / "scratch", rows_in_memory=4)
     for begin in range(0, len(rows), 3):
         end = begin + 3
         ordinal = np.arange(begin, min(end, len(rows)))

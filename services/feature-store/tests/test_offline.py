@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 import redis
-from feature_store.dataset import DAY_US, FRAUD_REPORTS, TRANSACTIONS
+from feature_store.dataset import DAY_US
 from feature_store.dataset_writer import DatasetWriter
 from feature_store.offline import compute_features
 from feature_store.online import FeatureRequest, OnlineFeatures, Outcome
@@ -20,6 +20,7 @@ from feature_store.sharding import shard_of
 from feature_store.updates import EventColumns, ShardUpdate, StateWriter
 
 from models.fraud.features import PLAN
+from models.fraud.sources import FRAUD_REPORT_FILES, TRANSACTION_FILES
 
 FIRST_DAY = 1_698_796_800_000_000  # 2023-11-01 UTC
 DAYS = 60
@@ -77,7 +78,7 @@ def random_tables(seed: int, n: int) -> Tables:
 
 def written(folder: Path, tables: Tables) -> Path:
     with DatasetWriter(folder) as writer:
-        for source, table in zip((TRANSACTIONS, FRAUD_REPORTS), tables, strict=True):
+        for source, table in zip((TRANSACTION_FILES, FRAUD_REPORT_FILES), tables, strict=True):
             times = times_of(table, source.time_column)
             for day in np.unique(times // DAY_US).tolist():
                 writer.write_day(source, day * DAY_US, table.filter(pa.array(times // DAY_US == day)))
