@@ -1,1 +1,4 @@
-"""Jobs over the archive. So far one: `batch_scorer.replay` computes recorded decisions again, bit for bit."""
+"""Batch jobs: declared in `job`, run by `runner`, published in Redis, read by `predictions`.
+
+`replay` computes recorded decisions again, bit for bit.
+"""

@@ -1,0 +1,47 @@
+"""A tiny example of a batch job: every customer with a purchase before the cut-off, scored by what they spent.
+
+Read by the runner's tests; a real job lives beside its model, in `models/<name>/batch_<job>.py`.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+from batch_scorer.job import BatchJob, Checks, Need, Output
+from batch_scorer.scoring import ModuleScoring
+
+if TYPE_CHECKING:
+    from batch_scorer.inputs import Inputs
+    from pyspark.sql import DataFrame
+
+#: The toy release's features, in its plan's order.
+FEATURES = ("amount", "customer_count_30d", "customer_mean_amount_30d")
+
+
+def population(inputs: Inputs) -> DataFrame:
+    """One row a customer: `key` and their events of the last 30 days as the model's features."""
+    from pyspark.sql import functions as f
+
+    events = inputs.events("transactions")
+    return events.groupBy(f.col("customer_id").alias("key")).agg(
+        f.max("amount").cast("float").alias("amount"),
+        f.count("*").cast("float").alias("customer_count_30d"),
+        f.avg("amount").cast("float").alias("customer_mean_amount_30d"),
+    )
+
+
+JOB = BatchJob(
+    name="shop",
+    model="shop",
+    needs=(Need("transactions", {"customer_id": pa.string(), "amount": pa.int64()}, back=timedelta(days=30)),),
+    population=population,
+    scoring=ModuleScoring("score"),
+    outputs=(
+        Output("score", "float32", description="what the toy network thinks of the customer"),
+        Output("customer_count_30d", "float32", description="purchases in 30 days"),
+    ),
+    checks=Checks(max_psi=0.25, drift=("score",)),
+    description="An example: customers by what they spent in 30 days.",
+)
