@@ -4,8 +4,9 @@
     python proto/compatibility.py --accept   write additions into the baseline; still refuses what breaks
 
 What breaks: a field, enum value, message, enum or rpc that goes; a number, name, type or cardinality (optional,
-repeated, oneof) that changes; an rpc whose request, response or streaming changes. A contract that must break gets a
-new package (`trine.<area>.v2`) beside the old one.
+repeated, oneof) that changes; an rpc whose request, response or streaming changes. A single field may become optional:
+on the wire it is the same, and an older reader takes a missing one for 0 as it always did. A contract that must break
+gets a new package (`trine.<area>.v2`) beside the old one.
 """
 
 from __future__ import annotations
@@ -62,14 +63,14 @@ def breaks(before: Contract, after: Contract) -> Iterator[str]:
         elif now is None:
             moved = [other for other, text in members.items() if text == was]
             yield f"{owner}: {_label(kind, key, was)} {f'is now number {moved[0]}' if moved else 'is gone'}"
-        elif now != was:
+        elif now not in (was, _with_presence(was)):
             yield f"{owner}: {_label(kind, key, was)} has become {_label(kind, key, now)}"
 
 
 def additions(before: Contract, after: Contract) -> Iterator[str]:
     """One line for each part of `after` that `before` does not know."""
     for kind, owner, key, now in _parts(after):
-        if key not in before[kind].get(owner, {}):
+        if before[kind].get(owner, {}).get(key) != now:
             yield f"{owner}: {_label(kind, key, now)}"
 
 
@@ -107,6 +108,10 @@ def _parts(of: Mapping[str, Mapping[str, Mapping[str, str]]]) -> Iterator[tuple[
         for owner, members in owners.items():
             for key, text in members.items():
                 yield kind, owner, key, text
+
+
+def _with_presence(field: str) -> str:
+    return f"optional {field}"
 
 
 def _label(kind: str, key: str, text: str) -> str:

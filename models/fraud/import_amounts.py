@@ -17,12 +17,6 @@ from models.fraud.arrow_compute import pc
 from models.fraud.bad_rows import RowCheck
 from models.fraud.import_text import missing, text_of
 
-# ISO 4217: decimals of the minor unit where they are not 2.
-MINOR_DIGITS = {
-    **dict.fromkeys(["BIF", "CLP", "DJF", "GNF", "ISK", "JPY", "KMF", "KRW"], 0),
-    **dict.fromkeys(["PYG", "RWF", "UGX", "VND", "VUV", "XAF", "XOF", "XPF"], 0),
-    **dict.fromkeys(["BHD", "IQD", "JOD", "KWD", "LYD", "OMR", "TND"], 3),
-}
 _MOST_DIGITS = 4
 # How far short float64 arithmetic (a product, a sum of a few) may leave an amount from its nearest float64.
 _ULPS = 8

@@ -17,13 +17,13 @@ import pyarrow as pa
 from feature_store.dataset import DAY_US, TIME_TYPE
 from feature_store.dataset_writer import DatasetWriter
 from feature_store.day_sort import DaySort
-from feature_store.validation import CURRENCIES
+from feature_store.validation import CURRENCIES, MINOR_DIGITS
 from numpy.typing import NDArray
 
 from models.fraud.arrow_compute import pc
 from models.fraud.bad_rows import EXAMPLES_KEPT, BadRows, RowCheck
 from models.fraud.errors import BadRowsError, SourceError
-from models.fraud.import_amounts import MINOR_DIGITS, amounts_minor
+from models.fraud.import_amounts import amounts_minor
 from models.fraud.import_mapping import (
     REPORT_FIELDS,
     REPORT_OPTIONAL,

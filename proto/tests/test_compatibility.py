@@ -134,6 +134,16 @@ def test_additions_pass_once_accepted_and_are_kept_from_then_on(check: Check) ->
     assert "`bytes raw = 10` is gone" in message
 
 
+def test_a_single_field_may_gain_presence_and_keeps_it(check: Check) -> None:
+    gained = CONTRACT.replace("int64 amount", "optional int64 amount")
+    code, message = check(gained)
+    assert (code, "`optional int64 amount = 2`" in message) == (1, True)
+    assert check(gained, "--accept") == (0, "")
+    assert check(gained) == (0, "")
+    code, message = check(CONTRACT, "--accept")
+    assert (code, "has become `int64 amount = 2`" in message) == (1, True)
+
+
 def test_a_missing_baseline_is_an_error(check: Check, tmp_path: Path) -> None:
     (tmp_path / "baseline.json").unlink()
     code, message = check(CONTRACT)
@@ -144,4 +154,4 @@ def test_a_missing_baseline_is_an_error(check: Check, tmp_path: Path) -> None:
 def test_the_committed_baseline_is_the_contract(capsys: pytest.CaptureFixture[str]) -> None:
     assert (script().main([]), capsys.readouterr().err) == (0, "")
     messages = json.loads((SCRIPT.parent / "baseline.json").read_text())["messages"]
-    assert messages["trine.events.v1.Transaction"]["5"] == "int64 amount"
+    assert messages["trine.events.v1.Transaction"]["5"] == "optional int64 amount"

@@ -15,7 +15,7 @@ from feature_store.ids import ID_PATTERN
 MIN_TIME_US = 1
 MAX_TIME_US = 4_102_444_800_000_000 - 1
 """The last microsecond of the year 2099, UTC."""
-MIN_MINOR = 1
+MIN_MINOR = 0
 MAX_MINOR = 10**12
 ID_ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._:-"
 MAX_ID_LENGTH = 64
@@ -183,6 +183,13 @@ CURRENCIES = frozenset(
 )
 """ISO 4217 codes of money in circulation."""
 
+MINOR_DIGITS = {
+    **dict.fromkeys(["BIF", "CLP", "DJF", "GNF", "ISK", "JPY", "KMF", "KRW"], 0),
+    **dict.fromkeys(["PYG", "RWF", "UGX", "VND", "VUV", "XAF", "XOF", "XPF"], 0),
+    **dict.fromkeys(["BHD", "IQD", "JOD", "KWD", "LYD", "OMR", "TND"], 3),
+}
+"""Digits after the point by ISO 4217; two for all others."""
+
 
 @dataclass(frozen=True, slots=True)
 class IntegerRule:
@@ -192,11 +199,14 @@ class IntegerRule:
     high: int
     unit: str
 
+    @property
+    def wanted(self) -> str:
+        """What would be right."""
+        return f"{self.low} to {self.high} {self.unit}"
+
     def problem(self, value: int) -> str | None:
         """What is wrong with `value` and what would be right; None where nothing is."""
-        if self.low <= value <= self.high:
-            return None
-        return f"is {value}; must be {self.low} to {self.high} {self.unit}"
+        return None if self.low <= value <= self.high else f"is {value}; must be {self.wanted}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,10 +259,12 @@ class Problem:
         return f"{self.field} {self.detail}"
 
 
-def first_problem(fields: Mapping[str, int | str]) -> Problem | None:
-    """The first field, in the mapping's order, whose value breaks its rule."""
+def first_problem(fields: Mapping[str, int | str | None]) -> Problem | None:
+    """The first field, in the mapping's order, that is missing (None) or whose value breaks its rule."""
     for name, value in fields.items():
         rule = rule_of(name)
+        if value is None:
+            return Problem(name, f"is missing; must be {rule.wanted if rule is not None else 'given'}")
         if rule is None:
             continue
         if isinstance(rule, TextRule) != isinstance(value, str):

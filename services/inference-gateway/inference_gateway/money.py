@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from decimal import Decimal, InvalidOperation
 
-from feature_store.validation import MAX_MINOR, MIN_MINOR
+from feature_store.validation import MAX_MINOR, MIN_MINOR, MINOR_DIGITS
 
-#: Digits after the point by ISO 4217; two for all others.
-_DIGITS = dict.fromkeys(
-    ["BIF", "CLP", "DJF", "GNF", "ISK", "JPY", "KMF", "KRW", "PYG", "RWF", "UGX", "VND", "VUV", "XAF", "XOF", "XPF"], 0
-) | dict.fromkeys(["BHD", "IQD", "JOD", "KWD", "LYD", "OMR", "TND"], 3)
 _LONGEST = 32
 #: Far beyond any amount, and small enough to calculate with.
 _LARGEST_EXPONENT = 20
@@ -17,7 +13,7 @@ _LARGEST_EXPONENT = 20
 
 def minor_units(amount: str, currency: str) -> int:
     """`amount`, a decimal text, in minor units of `currency`. Raises ValueError that says what would be right."""
-    digits = _DIGITS.get(currency, 2)
+    digits = MINOR_DIGITS.get(currency, 2)
     try:
         value = Decimal(amount)
     except InvalidOperation:

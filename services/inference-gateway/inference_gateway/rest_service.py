@@ -51,7 +51,7 @@ class TransactionBody(BaseModel):
     event_time: Annotated[AwareDatetime, Field(description="RFC 3339, with its offset from UTC")]
     customer_id: StrictStr
     terminal_id: StrictStr
-    amount_minor: Annotated[StrictInt | None, Field(description="Minor units (cents), 1 to 10^12")] = None
+    amount_minor: Annotated[StrictInt | None, Field(description="Minor units (cents), 0 to 10^12")] = None
     amount: Annotated[StrictStr | None, Field(description='Decimal text, e.g. "123.45"', examples=[None])] = None
     currency: Annotated[StrictStr, Field(description="ISO 4217")]
 
@@ -180,7 +180,7 @@ def _message(body: TransactionBody) -> scoring.Transaction:
     )
     minor = _minor(body)
     if not -(2**63) <= minor < 2**63:
-        raise InvalidRequest("amount_minor" if body.amount is None else "amount", f"is {minor}; must be 1 to 10^12")
+        raise InvalidRequest("amount_minor" if body.amount is None else "amount", f"is {minor}; must be 0 to 10^12")
     message.amount_minor = minor
     _set_time(message, body.event_time)
     return message

@@ -107,8 +107,9 @@ class TransactionAdapter:
         amount, currency, at = t.amount_minor, t.currency, t.event_time
         time_us = at.seconds * 1_000_000 + at.nanos // 1_000
         if not (
-            _id(id_) and _id(customer) and _id(terminal) and 0 < amount <= MAX_MINOR and currency in CURRENCIES
-            and 0 < time_us <= MAX_TIME_US and 0 <= at.nanos < 1_000_000_000
+            _id(id_) and _id(customer) and _id(terminal) and 0 <= amount <= MAX_MINOR and currency in CURRENCIES
+            # Presence is asked for only where it matters: a field that is not 0 is there.
+            and (amount or t.HasField("amount_minor")) and 0 < time_us <= MAX_TIME_US and 0 <= at.nanos < 1_000_000_000
         ):  # fmt: skip
             raise self._problem(t, time_us)
         if self._live:
@@ -145,7 +146,8 @@ class TransactionAdapter:
                 return InvalidRequest(
                     "event_time", f"has {t.event_time.nanos} nanos; must have 0 to 999999999", t.transaction_id
                 )
-            problem = first_problem({"event_time_us": time_us, "amount": t.amount_minor, "currency": t.currency})
+            amount = t.amount_minor if t.HasField("amount_minor") else None
+            problem = first_problem({"event_time_us": time_us, "amount": amount, "currency": t.currency})
         if problem is None:
             return InvalidRequest("transaction", "cannot be used")
         public = {"event_time_us": "event_time", "amount": "amount_minor"}

@@ -94,6 +94,13 @@ def test_unary(gateway: Gateway, name: str) -> None:
     assert (error.details() or "").startswith(field)
 
 
+def test_an_amount_of_0_is_an_amount_and_none_is_not(gateway: Gateway) -> None:
+    assert gateway.score(transaction(amount=0)).features["amount"] == 0
+    assert post(gateway, amount_minor=0).json()["features"]["amount"] == 0
+    assert post(gateway, amount_minor=..., amount="0.00").json()["features"]["amount"] == 0
+    assert "is missing; must be 0 to" in (gateway.refusal(changed(amount_minor=None)).details() or "")
+
+
 def test_bulk_fails_the_bad_items_only(gateway: Gateway) -> None:
     good = transaction()
     items = [good, *(make() for make, _ in BAD.values()), transaction()]
@@ -220,7 +227,7 @@ def test_rest_answers_like_grpc(gateway: Gateway) -> None:
         ({"customer_id": ""}, "customer_id"),
         ({"terminal_id": None}, "terminal_id"),
         ({"amount_minor": ...}, "amount_minor"),
-        ({"amount_minor": 0}, "amount_minor"),
+        ({"amount_minor": None}, "amount_minor"),
         ({"amount_minor": -5}, "amount_minor"),
         ({"amount_minor": 12.5}, "amount_minor"),
         ({"amount_minor": "12"}, "amount_minor"),

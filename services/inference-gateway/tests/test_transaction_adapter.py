@@ -90,7 +90,7 @@ def test_a_response_tells_the_decision(d: Decision) -> None:
 
 
 @given(
-    names, names, names, st.integers(1, 10**12), st.integers(1, 4_102_444_799_999_999), st.sampled_from(["EUR", "JPY"])
+    names, names, names, st.integers(0, 10**12), st.integers(1, 4_102_444_799_999_999), st.sampled_from(["EUR", "JPY"])
 )
 def test_a_request_becomes_the_event_and_its_keys(
     id_: str, customer: str, terminal: str, amount: int, at_us: int, currency: str
@@ -128,6 +128,7 @@ def test_fingerprints_differ_where_payloads_do() -> None:
         transaction("x", customer="d"),
         transaction("x", terminal="u"),
         transaction("x", amount=2),
+        transaction("x", amount=0),
         transaction("x", at_us=START_US + 1),
         transaction("x", currency="USD"),
     ]

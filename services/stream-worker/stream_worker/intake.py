@@ -15,7 +15,7 @@ import pyarrow as pa
 from feature_store import admission
 from feature_store.ids import id64
 from feature_store.sharding import shards_of
-from feature_store.validation import MAX_ID_LENGTH, IntegerRule, TextRule, rule_of
+from feature_store.validation import MAX_ID_LENGTH, IntegerRule, TextRule, first_problem, rule_of
 from numpy.typing import NDArray
 
 from stream_worker.streams import Stream
@@ -186,6 +186,9 @@ def _bad_rows(decoded: Decoded, stream: Stream) -> NDArray[np.bool_]:
         rule = rule_of(name)
         if isinstance(rule, TextRule):
             bad |= _bad_texts(column, rule)
+    for name, absent in decoded.absent.items():
+        if stream.needs(name):
+            bad |= absent
     if stream.known_at is not None:
         bad |= decoded.integers[stream.known_at] < decoded.integers[stream.time]
     return bad
@@ -219,12 +222,10 @@ def _explained(decoded: Decoded, stream: Stream, rows: NDArray[np.intp]) -> list
             out.append(Refused(row, "malformed", "", decoded.malformed[row]))
             continue
         values = decoded.values(row)
-        for f in stream.layout.fields:
-            rule, value = rule_of(f.name), values[f.name]
-            detail = rule.problem(value) if rule is not None else None  # type: ignore[arg-type]
-            if detail is not None:
-                out.append(Refused(row, "invalid", f.name, f"{f.name} {detail}"))
-                break
+        names = [f.name for f in stream.layout.fields if values[f.name] is not None or stream.needs(f.name)]
+        problem = first_problem({name: values[name] for name in names})
+        if problem is not None:
+            out.append(Refused(row, "invalid", problem.field, str(problem)))
         else:
             known_at = stream.known_at or ""
             detail = f"{known_at} is {values[known_at]}; must not be before {stream.time}, {values[stream.time]}"

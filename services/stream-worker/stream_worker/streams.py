@@ -10,6 +10,7 @@ import importlib
 from dataclasses import dataclass
 
 from feature_store.definitions import FeaturePlan, LabelSource, Source
+from feature_store.validation import rule_of
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.descriptor_pool import Default as default_pool
 
@@ -37,6 +38,10 @@ class Stream:
     @property
     def is_label(self) -> bool:
         return self.known_at is not None
+
+    def needs(self, field: str) -> bool:
+        """A message without this optional field cannot be used: it has a rule, or features are made of it."""
+        return rule_of(field) is not None or field in (*self.fields, self.value)
 
     def key_of(self, entity_key: str) -> str:
         """The field with an entity's key. Raises PlanUnsupported."""

@@ -44,11 +44,15 @@ class LayoutError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class WireField:
-    """One field: its tag byte on the wire; `limit`: integers at or above it are left to protobuf (0 for a text)."""
+    """One field: its tag byte on the wire; `limit`: integers at or above it are left to protobuf (0 for a text).
+
+    `optional`: the contract tells a missing one from 0 or an empty text.
+    """
 
     name: str
     tag: int
     limit: int
+    optional: bool
 
     @property
     def is_text(self) -> bool:
@@ -76,7 +80,7 @@ def _wire_field(descriptor: Descriptor, f: FieldDescriptor) -> WireField:
             f"{descriptor.full_name}.{f.name}: an event's fields are single strings, integers or booleans"
             " numbered 1 to 15"
         )
-    return WireField(f.name, f.number << 3 | (_VARINT if limit else _LENGTH_DELIMITED), limit)
+    return WireField(f.name, f.number << 3 | (_VARINT if limit else _LENGTH_DELIMITED), limit, f.has_presence)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -106,16 +110,21 @@ class TextColumn:
 
 @dataclass(slots=True)
 class Decoded:
-    """Columns by field name, n rows; `malformed`: what is wrong with rows that are no such message."""
+    """Columns by field name, n rows; `malformed`: what is wrong with rows that are no such message.
+
+    `absent`: of optional fields, bool[n], where it is missing; its column has 0 or an empty text there.
+    """
 
     integers: dict[str, Ints] = field(default_factory=dict)
     texts: dict[str, TextColumn] = field(default_factory=dict)
+    absent: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
     malformed: dict[int, str] = field(default_factory=dict)
 
-    def values(self, row: int) -> dict[str, int | str]:
-        """One row's fields."""
+    def values(self, row: int) -> dict[str, int | str | None]:
+        """One row's fields; None: missing."""
         texts = {name: column.text(row) for name, column in self.texts.items()}
-        return {**texts, **{name: int(column[row]) for name, column in self.integers.items()}}
+        integers = {name: int(column[row]) for name, column in self.integers.items()}
+        return {**texts, **integers, **{name: None for name, absent in self.absent.items() if absent[row]}}
 
 
 def decode(values: Sequence[bytes | None], layout: MessageLayout) -> Decoded:
@@ -137,6 +146,9 @@ def decode(values: Sequence[bytes | None], layout: MessageLayout) -> Decoded:
         at = position[rows] + 1
         number, size = _varints(words[at])
         column = np.zeros(n, dtype=np.int64)
+        if f.optional:
+            out.absent[f.name] = np.ones(n, dtype=bool)
+            out.absent[f.name][rows] = False
         if f.is_text:
             good = (size == 1) & (at + size + number <= end[rows])
             rows_start = np.zeros(n, dtype=np.int64)
@@ -181,6 +193,8 @@ def _decode_alone(
             message = layout.message()
         for f in layout.fields:
             found = getattr(message, f.name)
+            if f.optional:
+                out.absent[f.name][row] = not message.HasField(f.name)
             if f.is_text:
                 text = found.encode()
                 starts[f.name][0][row], starts[f.name][1][row] = len(data) + len(extra), len(text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import urllib.request
 from collections import Counter
+from collections.abc import Sequence
 
 import redis
 from confluent_kafka import TopicPartition
@@ -59,11 +60,11 @@ def test_dead_letters_once_each_naming_the_field(new_scene: NewScene) -> None:
         (b"c1", b"", home, "invalid", "transaction_id"),
         (b"c1", b"\xff" * 900_000, home, "malformed", ""),
     ]
-    wrong: dict[str, list[str] | list[int]] = {
+    wrong: dict[str, Sequence[str | int | None]] = {
         "transaction_id": ["a b", "x" * 65, "ä"],
         "event_time_us": [0, -5, 10**17],
         "terminal_id": [""],
-        "amount": [0, -100, 10**12 + 1],
+        "amount": [None, -100, 10**12 + 1],
         "currency": ["eur", "EURO", "ZZZ", ""],
     }
     for field, values in wrong.items():
@@ -83,7 +84,8 @@ def test_dead_letters_once_each_naming_the_field(new_scene: NewScene) -> None:
     reports.append((key, value_bytes, partition, "invalid", "reported_at_us"))
     reports.append((b"r", b"garbage", 0, "malformed", ""))
     scene.send_raw(scene.topics[1], [entry[:3] for entry in reports])
-    scene.send([transaction(n) for n in range(20, 30)] + [report(5)])
+    # An amount of 0 is an amount.
+    scene.send([transaction(n, amount=0 if n == 29 else n) for n in range(20, 30)] + [report(5)])
     scene.settled()
 
     letters = scene.letters()
@@ -99,7 +101,10 @@ def test_dead_letters_once_each_naming_the_field(new_scene: NewScene) -> None:
     assert {(letter.key, letter.value) for letter in letters if len(letter.value) < 500_000} == whole
     assert any("the first" in letter.detail for letter in letters if len(letter.value) == 512 * 1024)
     # The good ones around them are in.
-    assert len(scene.points("customer")["c1"][0]) == 30
+    points = scene.points("customer")["c1"][0]
+    assert len(points) == 30
+    assert (START_US + 29 * 60_000_000, id64("t-29"), 0) in points
+    assert any("amount is missing; must be 0 to" in letter.detail for letter in letters)
     events, labels = scene.points("terminal")["7"]
     assert len(events) == 30
     assert len(labels) == 1
