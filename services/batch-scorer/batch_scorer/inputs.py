@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
-from feature_store.warehouse import DAY_US, Warehouse
+from feature_store.source_files import DAY_US
+from feature_store.warehouse import Warehouse, WarehouseFile
 
 from batch_scorer.errors import JobError
-from batch_scorer.job import BatchJob, OpenRelease
+from batch_scorer.job import BatchJob, Need, OpenRelease
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
+
+#: Rows that one task reads, roughly; a day is never split.
+_TASK_ROWS = 250_000
 
 
 @dataclass(frozen=True)
@@ -30,54 +33,62 @@ class Inputs:
     def events(self, source: str) -> DataFrame:
         """The rows of a declared source within its `back`, before the cut-off; columns as its `Need` lists them.
 
-        Read by the executors, a day at a time, files outside the range never opened. Raises JobError for a source
-        that the job does not declare.
+        Read by the executors, some days a task, files outside the range never opened; an event counts once. Raises
+        JobError for a source that the job does not declare.
         """
         need = next((need for need in self.job.needs if need.source == source), None)
         if need is None:
             declared = ", ".join(n.source for n in self.job.needs)
             raise JobError(f"job {self.job.name}: reads source {source!r}, which is not among its needs ({declared})")
-        return read_events(self.spark, self.warehouse, source, need.columns, need.back, self.cutoff_us)
+        return read_events(self.spark, self.warehouse, need, self.cutoff_us)
 
 
-def read_events(
-    spark: SparkSession,
-    warehouse: Warehouse,
-    source: str,
-    columns: Mapping[str, pa.DataType],
-    back: timedelta | None,
-    cutoff_us: int,
-) -> DataFrame:
-    """Columns of a source's events with cutoff - back <= time < cutoff; `back` None: all before the cut-off.
+def planned_files(warehouse: Warehouse, need: Need, cutoff_us: int) -> list[WarehouseFile]:
+    """The files that a need reads, their schemas checked. Raises feature_store.source_files.DatasetError."""
+    return warehouse.files(need.files, need.from_us(cutoff_us), cutoff_us, every_day=not need.gaps)
 
-    One task reads some whole days; within a day rows are sorted by time and an event counts once.
-    """
+
+def read_events(spark: SparkSession, warehouse: Warehouse, need: Need, cutoff_us: int) -> DataFrame:
+    """The need's columns of its events before the cut-off, and not before its `back`."""
     from pyspark.sql.pandas.types import from_arrow_schema
 
-    schema = pa.schema(list(columns.items()))
-    first_us = None if back is None else cutoff_us - back // timedelta(microseconds=1)
-    ranges = day_ranges(warehouse, source, first_us, cutoff_us)
-    uri = warehouse.uri
-
-    def read(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        for batch in batches:
-            for row in batch.to_pylist():
-                table = Warehouse(uri).load(source, row["from_us"], row["to_us"], columns=list(columns))
-                yield from table.select(list(columns)).cast(schema).to_batches(max_chunksize=1 << 16)
-
-    spark_schema = from_arrow_schema(schema)
+    spark_schema = from_arrow_schema(need.schema)
+    ranges = task_ranges(planned_files(warehouse, need, cutoff_us), need.from_us(cutoff_us), cutoff_us)
     if not ranges:
         return spark.createDataFrame([], spark_schema)
-    tasks = spark.createDataFrame(ranges, "from_us long, to_us long").repartition(len(ranges))
-    return tasks.mapInArrow(read, spark_schema)
+    # One partition a range: as an RDD, since a frame of so few rows would be put into one task.
+    tasks = spark.createDataFrame(spark.sparkContext.parallelize(ranges, len(ranges)), "from_us long, to_us long")
+    return tasks.mapInArrow(EventReader(warehouse.uri, need), spark_schema)
 
 
-def day_ranges(warehouse: Warehouse, source: str, from_us: int | None, to_us: int) -> list[tuple[int, int]]:
-    """(from, to) of every UTC day that the source has and that meets from_us <= time < to_us, cut to it."""
-    found = []
-    for day_us in warehouse.days(source):
-        start = day_us if from_us is None else max(day_us, from_us)
-        end = min(day_us + DAY_US, to_us)
-        if start < end:
-            found.append((start, end))
-    return found
+@dataclass(frozen=True, slots=True)
+class EventReader:
+    """Reads ranges of time in an executor."""
+
+    uri: str
+    need: Need
+
+    def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        schema = self.need.schema
+        warehouse = Warehouse(self.uri)
+        for batch in batches:
+            for row in batch.to_pylist():
+                table = warehouse.load(self.need.files, row["from_us"], row["to_us"], columns=schema.names)
+                yield from table.cast(schema).to_batches(max_chunksize=1 << 16)
+
+
+def task_ranges(files: list[WarehouseFile], from_us: int | None, to_us: int) -> list[tuple[int, int]]:
+    """Ranges of time, (from, to) apart and in order, of whole days with some rows each; cut to from_us, to_us."""
+    ranges: list[tuple[int, int]] = []
+    rows = _TASK_ROWS
+    last_day = -1
+    for file in files:
+        if file.day_us != last_day:
+            if rows >= _TASK_ROWS:
+                start = file.day_us if from_us is None else max(file.day_us, from_us)
+                ranges.append((start, to_us))
+                rows = 0
+            last_day = file.day_us
+        ranges[-1] = (ranges[-1][0], min(file.day_us + DAY_US, to_us))
+        rows += file.rows
+    return ranges

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import pyarrow as pa
+from feature_store.source_files import SourceFiles
 
 from batch_scorer.errors import JobError
 
@@ -49,15 +50,34 @@ _JOB_NAME = re.compile(r"[a-z][a-z0-9-]{0,39}")
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """A source that the job reads, how far back from the cut-off, and the columns it takes from it.
+    """A source that the job reads: its files, the columns it takes from them, and how far back from the cut-off.
 
-    `back` None: everything there is before the cut-off. `gaps`: days without a file are normal there.
+    `columns` empty: all that `files` declares. `back` None: everything there is before the cut-off. `gaps`: days
+    without a file are normal there; otherwise every day of the range needs one.
     """
 
-    source: str
-    columns: Mapping[str, pa.DataType]
+    files: SourceFiles
+    columns: tuple[str, ...] = ()
     back: timedelta | None = None
     gaps: bool = False
+
+    def __post_init__(self) -> None:
+        if unknown := sorted(set(self.columns) - set(self.files.schema.names)):
+            raise JobError(f"need {self.files.folder}: no column {unknown}; its files have {self.files.schema.names}")
+
+    @property
+    def source(self) -> str:
+        """Its folder in the warehouse, as `Inputs.events` takes it."""
+        return self.files.folder
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Of the columns that it takes."""
+        return pa.schema([self.files.schema.field(name) for name in self.columns or self.files.schema.names])
+
+    def from_us(self, cutoff_us: int) -> int | None:
+        """The first time that counts; None: all."""
+        return None if self.back is None else cutoff_us - self.back // timedelta(microseconds=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +186,6 @@ class BatchJob:
     model: whose releases it scores with: the newest `<model>-<hash>` in the folder of releases, or the one named.
     needs: sources, checked (schema, missing days) before Spark starts.
     outputs: what each key gets. max_age: readers flag the run as stale when its cut-off is older than this.
-    rows_per_task: how many scored rows one task takes, roughly; bounds an executor's memory.
     """
 
     name: str

@@ -8,9 +8,10 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-import pyarrow as pa
 from batch_scorer.job import BatchJob, Checks, Need, Output
 from batch_scorer.scoring import ModuleScoring
+
+from models.fraud.sources import TRANSACTION_FILES
 
 if TYPE_CHECKING:
     from batch_scorer.inputs import Inputs
@@ -35,7 +36,7 @@ def population(inputs: Inputs) -> DataFrame:
 JOB = BatchJob(
     name="shop",
     model="shop",
-    needs=(Need("transactions", {"customer_id": pa.string(), "amount": pa.int64()}, back=timedelta(days=30)),),
+    needs=(Need(TRANSACTION_FILES, ("customer_id", "amount"), back=timedelta(days=30)),),
     population=population,
     scoring=ModuleScoring("score"),
     outputs=(
