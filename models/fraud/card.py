@@ -8,6 +8,7 @@ from model_release import Policy, Thresholds
 
 from models.fraud.encoding import QUOTIENTS
 from models.fraud.features import PLAN
+from models.fraud.rules import CONFIDENCE
 
 
 def model_card(
@@ -55,12 +56,18 @@ def model_card(
         f"Review from a score of {thresholds.review:.6f}, deny from {thresholds.deny:.6f}.",
         f"How they were chosen: {basis}.",
         "",
-        "Without the model these rules answer, each with the precision that it had on the training days "
+        "Without the model these rules answer, each with the precision that it had on the validation days "
         f"(none fires: {policy.base_score:.6f}). An event that can be recorded nowhere: {policy.unrecorded}.",
+        f"A rule may deny where its precision is at least {policy.deny_precision:.0%} with {CONFIDENCE:.0%} "
+        "confidence, else it sends to review at most.",
         "",
-        "| rule | fires where | score |",
-        "|---|---|---|",
-        *(f"| {rule.name} | {rule.feature} >= {rule.at_least:g} | {rule.score:.6f} |" for rule in policy.rules),
+        "| rule | fires where | score | precision, at least | may deny |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {rule.name} | {rule.feature} >= {rule.at_least:g} | {rule.score:.6f} | {rule.precision_bound:.3f} "
+            f"| {'yes' if rule.precision_bound >= policy.deny_precision else 'no'} |"
+            for rule in policy.rules
+        ),
         "",
         "## Limits",
         "",

@@ -1,7 +1,7 @@
 """From a dataset to an immutable release: what `trine train fraud` does.
 
-validation fold (labels as known when it trained)  -> fit, calibrate, choose thresholds
-training days   (labels as known at test start)    -> fit anew, measure rules: this network is released
+validation fold (labels as known when it trained)  -> fit, calibrate, choose thresholds, choose and measure rules
+training days   (labels as known at test start)    -> fit anew: this network is released
 test days, where the dataset has them              -> the published metrics
 """
 
@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from feature_store.dataset import DAY_US, day_files
+from feature_store.dataset import DAY_US
+from feature_store.warehouse import Warehouse
 from model_release import Release
 from model_release.exact_network import ExactNetwork
 from model_release.writer import Draft, write_release
@@ -28,7 +29,7 @@ from models.fraud.features import PLAN
 from models.fraud.history import LabelledHistory, day_date, load_history
 from models.fraud.network import LOGIT_STEP, TABLE_SIZE, exact, logits
 from models.fraud.protocol import Fold, test_rows, train_rows
-from models.fraud.rules import measure_rules
+from models.fraud.rules import Sample, measure_rules
 from models.fraud.sources import TRANSACTION_FILES
 from models.fraud.thresholds import choose_thresholds
 from models.fraud.training import Recipe, fit
@@ -106,7 +107,14 @@ def train_release(
     test = None
     if tested:
         test = evaluate(history, judged, probabilities(calibration, final.logit), history.fraud, thresholds)
-    policy = measure_rules(PLAN.features, history.vectors[rows], known[rows], choices.unrecorded)
+    before = train_rows(history, earlier)
+    policy = measure_rules(
+        PLAN.features,
+        Sample(history.vectors[before], history.fraud_as_known(earlier.trained_at_us)[before]),
+        Sample(history.vectors[held_out], known[held_out]),
+        choices.deny_precision,
+        choices.unrecorded,
+    )
 
     training = {
         "train": _days(fold.train_start, fold.train_end),
@@ -166,7 +174,7 @@ def golden_rows(rows: NDArray[np.float32], fraud: NDArray[np.bool_], seed: int) 
 
 
 def _has_days_until(dataset: Path | str, end_day: int) -> bool:
-    return bool(day_files(dataset, TRANSACTION_FILES)[-1][0] // DAY_US >= end_day - 1)
+    return bool(Warehouse(dataset).days(TRANSACTION_FILES)[-1] // DAY_US >= end_day - 1)
 
 
 def _days(start: int, end: int) -> list[str]:

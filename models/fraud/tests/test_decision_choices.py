@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from models.fraud.calibration import Calibration, calibration_error, fit_calibration
 from models.fraud.features import PLAN
 from models.fraud.network import LOGIT_STEP, TABLE_SIZE
-from models.fraud.rules import measure_rules
+from models.fraud.rules import Sample, measure_rules, precision_bound
 from models.fraud.thresholds import MIN_DENIED, choose_thresholds
 
 
@@ -84,15 +86,22 @@ def test_impossible_wishes_are_refused(budget: int, precision: float) -> None:
         choose_thresholds(one, one, one.astype(np.bool_), one.astype(np.float32), budget, precision)
 
 
-def test_rules_have_the_precision_they_say() -> None:
-    rng = np.random.default_rng(3)
-    rows = np.zeros((20_000, len(PLAN.features)), dtype=np.float32)
+def sample(seed: int, count: int = 20_000) -> Sample:
+    """Nine of ten large amounts are fraud, and half of what happens at terminals with a past."""
+    rng = np.random.default_rng(seed)
+    rows = np.zeros((count, len(PLAN.features)), dtype=np.float32)
     rows[:, 0] = rng.integers(100, 25_000, len(rows))
     share = PLAN.features.index("terminal_fraud_share_7d")
     rows[:, share] = np.where(rng.random(len(rows)) < 0.01, 0.5, 0.0)
     fraud = (rows[:, 0] > 24_000) & (rng.random(len(rows)) < 0.9)
     fraud |= (rows[:, share] > 0) & (rng.random(len(rows)) < 0.5)
-    policy = measure_rules(PLAN.features, rows, fraud)
+    return Sample(rows, fraud)
+
+
+def test_rules_have_the_precision_they_say() -> None:
+    later = sample(4)
+    rows, fraud, share = later.rows, later.fraud, PLAN.features.index("terminal_fraud_share_7d")
+    policy = measure_rules(PLAN.features, sample(3), later, deny_precision=0.8)
     by_feature = {rule.feature: rule for rule in policy.rules}
     assert set(by_feature) == {"amount", "terminal_fraud_share_7d"}
     assert by_feature["amount"].at_least == pytest.approx(24_001, abs=30)
@@ -103,3 +112,23 @@ def test_rules_have_the_precision_they_say() -> None:
     fired = (rows[:, 0] >= by_feature["amount"].at_least) | (rows[:, share] >= 0.5)
     assert policy.base_score == pytest.approx(fraud[~fired].mean(), abs=2 / (~fired).sum())
     assert policy.unrecorded == "refuse"
+    may_deny = {f for f, rule in by_feature.items() if rule.precision_bound >= policy.deny_precision}
+    assert may_deny == {"amount"}
+
+
+def test_a_rule_is_measured_on_days_that_it_was_not_chosen_on() -> None:
+    calm = sample(5)
+    calm = Sample(calm.rows, calm.fraud & (calm.rows[:, 0] <= 24_000))
+    (rule,) = measure_rules(PLAN.features, sample(3), calm).rules
+    assert rule.feature == "terminal_fraud_share_7d"
+
+
+@given(st.integers(0, 400), st.integers(0, 400))
+@settings(deadline=None)
+def test_a_bound_is_what_chance_leaves(hits: int, misses: int) -> None:
+    """Were the precision the bound itself, so many hits or more would come in one of twenty times."""
+    alerts = hits + misses
+    bound = precision_bound(hits, alerts)
+    chance = sum(math.comb(alerts, k) * bound**k * (1 - bound) ** (alerts - k) for k in range(hits, alerts + 1))
+    assert chance == pytest.approx(0.05, rel=1e-6) if hits else bound == 0.0
+    assert bound <= hits / (alerts + 1)

@@ -14,7 +14,7 @@ import numpy as np
 import xxhash
 from google.protobuf.message import Message
 from model_release import Release
-from model_release.policy import FallbackRules, verdicts
+from model_release.policy import Fallback, FallbackRules, verdicts
 from numpy.typing import NDArray
 from trine.events.v1.events_pb2 import DecisionRecord, ScoreSource, Verdict
 
@@ -146,8 +146,10 @@ def _fields_apart(recorded: Message, archived: Message) -> list[Difference]:
 
 def _compared(served: ServedRelease, records: Sequence[DecisionRecord], vectors: Vectors) -> Iterator[Replayed]:
     manifest = served.release.manifest
-    scores, fired, unscored = _scores(served, records, vectors)
+    scores, fallbacks, unscored = _scores(served, records, vectors)
     right = verdicts(np.nan_to_num(scores), manifest.thresholds)
+    for i, answer in fallbacks.items():
+        right[i] = answer.verdict(manifest.thresholds)
     recorded_scores = np.fromiter((r.score for r in records), np.float32, len(records))
     same_score = recorded_scores.view(np.uint32) == scores.view(np.uint32)
     recorded, lengths = _recorded_vectors(records, vectors.rows.shape[1])
@@ -164,8 +166,9 @@ def _compared(served: ServedRelease, records: Sequence[DecisionRecord], vectors:
                 apart.append(Difference("score", record.score, float(scores[i])))
             if record.verdict != right[i]:
                 apart.append(Difference("verdict", _verdict(record.verdict), _verdict(int(right[i]))))
-            if tuple(record.rules) != fired[i]:
-                apart.append(Difference("rules", ", ".join(record.rules) or "none", ", ".join(fired[i]) or "none"))
+            fired = fallbacks[i].rules if i in fallbacks else ()
+            if tuple(record.rules) != fired:
+                apart.append(Difference("rules", ", ".join(record.rules) or "none", ", ".join(fired) or "none"))
         if (record.source == ScoreSource.SCORE_SOURCE_MODEL) != (record.fallback_reason == ""):
             apart.append(Difference("fallback_reason", record.fallback_reason, reason="does not go with the source"))
         yield Replayed(record.decision_id, tuple(apart))
@@ -173,10 +176,10 @@ def _compared(served: ServedRelease, records: Sequence[DecisionRecord], vectors:
 
 def _scores(
     served: ServedRelease, records: Sequence[DecisionRecord], vectors: Vectors
-) -> tuple[NDArray[np.float32], list[tuple[str, ...]], dict[int, Difference]]:
-    """Scores float32[n], fired rules, and by decision why it cannot be scored (its score is NaN)."""
+) -> tuple[NDArray[np.float32], dict[int, Fallback], dict[int, Difference]]:
+    """Scores float32[n], by decision what answered without the model, or why it cannot be scored (a score of NaN)."""
     scores = np.full(len(records), np.nan, dtype=np.float32)
-    fired: list[tuple[str, ...]] = [()] * len(records)
+    fallbacks: dict[int, Fallback] = {}
     unscored: dict[int, Difference] = {}
     manifest = served.release.manifest
     rules = FallbackRules(manifest.policy, manifest.features)
@@ -189,14 +192,14 @@ def _scores(
                 reason = "the model cannot have scored it: features could not be read"
                 unscored[i] = Difference("source", "model", "rules", reason)
         elif record.source == ScoreSource.SCORE_SOURCE_RULES:
-            answer = rules.score(vectors.rows[i], vectors.usable[i])
-            scores[i], fired[i] = answer.score, answer.rules
+            fallbacks[i] = rules.score(vectors.rows[i], vectors.usable[i])
+            scores[i] = fallbacks[i].score
         else:
             reason = f"run {record.batch_run or '(none)'} is not in the archive"
             unscored[i] = Difference("source", _source(record.source), reason=reason)
     if by_model:
         scores[by_model] = served.score(np.ascontiguousarray(vectors.rows[by_model]))
-    return scores, fired, unscored
+    return scores, fallbacks, unscored
 
 
 def _recorded_vectors(records: Sequence[DecisionRecord], width: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:

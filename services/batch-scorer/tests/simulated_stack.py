@@ -209,11 +209,13 @@ class SimulatedStack:
         if by_rules:
             answer = fallback_score(vector, usable, manifest.policy, manifest.features)
             score, rules, source = answer.score, answer.rules, ScoreSource.SCORE_SOURCE_RULES
+            found = answer.verdict(manifest.thresholds)
         else:
             score, rules, source = plain_score(vector), (), ScoreSource.SCORE_SOURCE_MODEL
+            found = verdict(score, manifest.thresholds)
         self.records.append(
             DecisionRecord(
-                decision_id=t.transaction_id, transaction=t, verdict=int(verdict(score, manifest.thresholds)),  # type: ignore[arg-type]
+                decision_id=t.transaction_id, transaction=t, verdict=int(found),  # type: ignore[arg-type]
                 score=score, source=source, release=self.release.id, vector=vector.tolist(), inputs=inputs,
                 rules=rules, feature_lag_ms=len(self.records), fallback_reason="model_down" if by_rules else "",
             )

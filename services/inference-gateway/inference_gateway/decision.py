@@ -105,6 +105,5 @@ class Decider:
         """By the rules whose features are `usable` (bool[F]), and the batch score where there is one."""
         fallback = self._rules.score(vector, usable, batch_score)
         source = Source.BATCH_SCORE if fallback.batch else Source.RULES
-        return Decision(
-            int(verdict(fallback.score, self._thresholds)), fallback.score, source.value, reason, fallback.rules
-        )
+        found = int(fallback.verdict(self._thresholds))
+        return Decision(found, fallback.score, source.value, reason, fallback.rules)

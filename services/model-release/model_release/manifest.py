@@ -49,19 +49,37 @@ class Thresholds(_Part):
 
 
 class Rule(_Part):
-    """Fires where `feature` >= `at_least`; `score` is its own measured precision."""
+    """Fires where `feature` >= `at_least`; `score` is its own measured precision.
+
+    `precision_bound`: what that precision is at least, with confidence, on days that the rule was not chosen on;
+    0: nobody measured it.
+    """
 
     name: Annotated[str, Field(min_length=1)]
     feature: str
     at_least: Annotated[float, Field(allow_inf_nan=False)]
     score: Probability
+    precision_bound: Probability = 0.0
+
+    @model_validator(mode="after")
+    def _bound_below_score(self) -> Self:
+        if self.precision_bound > self.score:
+            raise ValueError(
+                f"rule {self.name}: precision_bound is a lower bound of the precision, so at most score, {self.score};"
+                f" found {self.precision_bound}"
+            )
+        return self
 
 
 class Policy(_Part):
-    """What happens without the model: rules, and whether an event that can be recorded nowhere is answered."""
+    """What happens without the model: rules, and whether an event that can be recorded nowhere is answered.
+
+    `deny_precision`: a rule may deny only where its `precision_bound` reaches this; elsewhere it sends to review.
+    """
 
     unrecorded: Literal["answer", "refuse"]
     base_score: Probability
+    deny_precision: Annotated[float, Field(gt=0.0, le=1.0)] = 0.9
     rules: tuple[Rule, ...] = ()
 
     @model_validator(mode="after")
@@ -129,7 +147,8 @@ def is_release_id(name: str) -> bool:
 
 def check_identity(manifest: Manifest) -> None:
     """Raises ReleaseError unless the manifest's name and hash are those of its content."""
-    digest = content_hash(manifest.model_dump(mode="json"))
+    # What its file says, without what later versions added: older releases keep their names.
+    digest = content_hash(manifest.model_dump(mode="json", exclude_unset=True))
     if digest != manifest.content_hash:
         raise ReleaseError(f"{MANIFEST_FILE}: content_hash is {manifest.content_hash}, the content's is {digest}")
     expected = release_id(manifest.model, digest)

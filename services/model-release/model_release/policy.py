@@ -38,11 +38,20 @@ def verdicts(scores: NDArray[np.float32], thresholds: Thresholds) -> NDArray[np.
 
 @dataclass(frozen=True, slots=True)
 class Fallback:
-    """An answer without the model: a float32 score, the rules that fired, whether a batch score took part."""
+    """An answer without the model: a float32 score, the rules that fired, whether a batch score took part.
+
+    `deny_score`: the greatest score of what may deny: the batch score, and rules that are precise enough; 0 for none.
+    """
 
     score: float
     rules: tuple[str, ...]
     batch: bool
+    deny_score: float
+
+    def verdict(self, thresholds: Thresholds) -> Verdict:
+        """As the score's, but a denial only where something that may deny says so; else a person looks at it."""
+        found = verdict(self.score, thresholds)
+        return Verdict.REVIEW if found is Verdict.DENY and self.deny_score < thresholds.deny else found
 
 
 class FallbackRules:
@@ -50,7 +59,11 @@ class FallbackRules:
 
     def __init__(self, policy: Policy, features: tuple[str, ...]) -> None:
         self._base = policy.base_score
-        self._rules = [(rule.name, features.index(rule.feature), rule.at_least, rule.score) for rule in policy.rules]
+        self._rules = [
+            (rule.name, features.index(rule.feature), rule.at_least, rule.score,
+             rule.score if rule.precision_bound >= policy.deny_precision else 0.0)
+            for rule in policy.rules
+        ]  # fmt: skip
 
     def score(
         self,
@@ -66,13 +79,14 @@ class FallbackRules:
             batch_score: calibrated on its own, 0..1; None where there is none for this entity.
         """
         best = self._base if batch_score is None else batch_score
+        deny_score = 0.0 if batch_score is None else batch_score
         fired = []
-        for name, index, at_least, score in self._rules:
+        for name, index, at_least, score, denies in self._rules:
             # A comparison with NaN is false, so a feature that could not be read fires nothing.
             if (usable is None or usable[index]) and vector[index] >= at_least:
                 fired.append(name)
-                best = max(best, score)
-        return Fallback(float(np.float32(best)), tuple(fired), batch_score is not None)
+                best, deny_score = max(best, score), max(deny_score, denies)
+        return Fallback(float(np.float32(best)), tuple(fired), batch_score is not None, float(np.float32(deny_score)))
 
 
 def fallback_score(

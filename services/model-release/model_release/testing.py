@@ -74,7 +74,10 @@ def write_toy_release(
         policy=Policy(
             unrecorded="refuse",
             base_score=0.0078125,
-            rules=(Rule(name="large", feature=plan.features[0], at_least=22_000.0, score=0.875),),
+            deny_precision=0.75,
+            rules=(
+                Rule(name="large", feature=plan.features[0], at_least=22_000.0, score=0.875, precision_bound=0.8125),
+            ),
         ),
         metrics={},
         training={"seed": seed},

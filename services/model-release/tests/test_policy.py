@@ -16,9 +16,10 @@ FEATURES = ("amount", "share")
 POLICY = Policy(
     unrecorded="refuse",
     base_score=0.0625,
+    deny_precision=0.75,
     rules=(
-        Rule(name="large", feature="amount", at_least=22_000, score=0.875),
-        Rule(name="risky", feature="share", at_least=0.5, score=0.5),
+        Rule(name="large", feature="amount", at_least=22_000, score=0.875, precision_bound=0.75),
+        Rule(name="risky", feature="share", at_least=0.5, score=0.5, precision_bound=0.25),
     ),
 )
 
@@ -77,6 +78,44 @@ def test_numbers_are_those_of_the_contract() -> None:
 def test_fallback(vector: list[float], batch: float | None, score: float, rules: tuple[str, ...]) -> None:
     found = fallback_score(np.array(vector, dtype=np.float32), None, POLICY, FEATURES, batch)
     assert (found.score, found.rules, found.batch) == (score, rules, batch is not None)
+
+
+@pytest.mark.parametrize(
+    ("bound", "floor", "batch", "expected"),
+    [
+        (0.9, 0.9, None, Verdict.DENY),
+        (0.89, 0.9, None, Verdict.REVIEW),
+        (0.0, 0.9, None, Verdict.REVIEW),
+        (0.5, 0.5, None, Verdict.DENY),
+        # A batch score is calibrated: it may deny by itself, but lends nothing to a rule.
+        (0.0, 0.9, 0.75, Verdict.DENY),
+        (0.0, 0.9, 0.5, Verdict.REVIEW),
+    ],
+)
+def test_a_rule_denies_only_where_it_is_surely_precise(
+    bound: float, floor: float, batch: float | None, expected: Verdict
+) -> None:
+    rule = Rule(name="large", feature="amount", at_least=1, score=0.95, precision_bound=bound)
+    policy = Policy(unrecorded="refuse", base_score=0.0, deny_precision=floor, rules=(rule,))
+    found = fallback_score(np.array([1, 0], dtype=np.float32), None, policy, FEATURES, batch)
+    assert (found.score, found.verdict(THRESHOLDS)) == (float(np.float32(0.95)), expected)
+
+
+def test_a_weak_rule_beside_a_sure_one_does_not_raise_it_to_a_denial() -> None:
+    weak = Rule(name="weak", feature="share", at_least=0.5, score=0.9, precision_bound=0.2)
+    sure = Rule(name="sure", feature="amount", at_least=1, score=0.5, precision_bound=0.4)
+    policy = Policy(unrecorded="refuse", base_score=0.0, deny_precision=0.4, rules=(weak, sure))
+    found = fallback_score(np.array([1, 1], dtype=np.float32), None, policy, FEATURES)
+    assert (found.rules, found.verdict(THRESHOLDS)) == (("weak", "sure"), Verdict.REVIEW)
+    assert found.verdict(Thresholds(review=0.25, deny=0.5)) is Verdict.DENY
+
+
+def test_a_bound_above_the_precision_is_refused() -> None:
+    with pytest.raises(ValidationError, match="precision_bound is a lower bound"):
+        Rule(name="x", feature="amount", at_least=1, score=0.5, precision_bound=0.6)
+    for floor in (0.0, 1.5, float("nan")):
+        with pytest.raises(ValidationError, match="deny_precision"):
+            Policy(unrecorded="refuse", base_score=0.0, deny_precision=floor)
 
 
 def test_a_rule_on_an_unusable_feature_does_not_fire() -> None:
