@@ -36,7 +36,7 @@ class Unavailable(CommandError):
 
 
 EXIT_CODES = {
-    "feature_store.dataset.DatasetError": BAD_INPUT,
+    "feature_store.source_files.DatasetError": BAD_INPUT,
     "feature_store.definitions.DefinitionError": BAD_INPUT,
     "feature_store.online.StoreUnavailable": UNAVAILABLE,
     "feature_store.online.StoreMisconfigured": UNAVAILABLE,

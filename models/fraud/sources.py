@@ -43,6 +43,7 @@ FRAUD_REPORT_FILES = SourceFiles(
     pa.schema({"transaction_id": pa.string(), "reported_at": TIME_TYPE, "fraud": pa.bool_(), "scenario": pa.int32()}),
     # Nobody has reported anything yet: a legal dataset.
     required=False,
+    unique_id=False,
 )
 
 
