@@ -1,0 +1,16 @@
+"""One Spark for the whole session."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from feature_store.spark_session import spark_session
+from pyspark.sql import SparkSession
+
+
+@pytest.fixture(scope="session")
+def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
+    session = spark_session("tests", tmp_path_factory.mktemp("spark"))
+    yield session
+    session.stop()
