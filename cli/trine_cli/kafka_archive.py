@@ -13,6 +13,7 @@ from feature_store.definitions import FeaturePlan
 from feature_store.history import EntityKeys
 from feature_store.kernel import Int64s
 from stream_worker import entity_batch
+from stream_worker.consumed import recorded_us
 from stream_worker.entity_batch import Part
 from stream_worker.intake import NO_LATENESS, Messages, take_in
 from stream_worker.streams import PlanStreams
@@ -44,6 +45,7 @@ class KafkaArchive:
             extent=extent,
             partition=taken.partition,
             offset=messages.offset[taken.row],
+            recorded_us=messages.recorded_us[taken.row],
             time_us=taken.time_us,
             id=taken.id,
             fields=taken.fields,
@@ -79,8 +81,9 @@ class KafkaArchive:
     def _messages(self, topic: str) -> tuple[Messages, LogExtent]:
         facts = self._log.describe(topic)
         ends: dict[int, int] = {}
-        partition, offset, values = [], [], []
+        partition, offset, recorded_ms, values = [], [], [], []
         for message in self._log.read(topic, ends=ends):
+            recorded_ms.append(message.timestamp()[1])
             partition.append(message.partition())
             offset.append(message.offset())
             values.append(message.value())
@@ -91,6 +94,7 @@ class KafkaArchive:
             topic=topic,
             partition=np.array(partition, dtype=np.int64),
             offset=np.array(offset, dtype=np.int64),
+            recorded_us=recorded_us(np.array(recorded_ms, dtype=np.int64)),
             last_us={},
             keys=[],
             values=values,

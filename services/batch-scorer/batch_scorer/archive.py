@@ -31,7 +31,8 @@ class LogExtent:
 @dataclass(frozen=True, slots=True, eq=False)
 class LoggedEvents:
     """Sound events of a plan's source, int64[n] each, sorted by (partition, offset); sound: parsed, valid fields,
-    in their key's partition. Late and future ones are among them: replay judges them as the worker did.
+    in their key's partition. Late and future ones are among them: replay judges them as the worker did, also by when
+    they were recorded, `recorded_us` (feature_store.admission.RECORDED_UNKNOWN where the archive does not say).
 
     `entities`: by entity name, whom each event belongs to. `message_at(row)`: the whole event.
     """
@@ -39,6 +40,7 @@ class LoggedEvents:
     extent: LogExtent
     partition: Int64s
     offset: Int64s
+    recorded_us: Int64s
     time_us: Int64s
     id: Int64s
     fields: Mapping[str, Int64s]

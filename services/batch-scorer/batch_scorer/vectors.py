@@ -211,9 +211,8 @@ def _absorbed_at(plan: FeaturePlan, events: LoggedEvents) -> Int64s:
     offset = events.offset.copy()
     starts = np.flatnonzero(np.diff(events.partition, prepend=-1))
     for start, end in zip(starts.tolist(), [*starts[1:].tolist(), len(offset)], strict=True):
-        verdicts, _ = admission.judge(
-            events.time_us[start:end], admission.UNSET_CLOCK, plan.lateness_us, plan.max_step_us
-        )
+        times, recorded = events.time_us[start:end], events.recorded_us[start:end]
+        verdicts, _ = admission.judge(times, recorded, admission.UNSET_CLOCK, plan.lateness_us, plan.max_step_us)
         offset[start:end][verdicts != admission.OK] = NEVER
     return offset
 

@@ -35,6 +35,8 @@ DAY = 24 * HOUR
 SHARDS = 2
 LATENESS, MAX_STEP = 6 * HOUR, 40 * HOUR
 FIRST_US = 1_500_000_000_000_000 // HOUR * HOUR
+RECORDED_US = FIRST_US + 400 * DAY
+"""When everything is written to the log: a replay of old data."""
 
 _TRANSACTIONS = Source(
     "transactions", "trine.events.v1.Transaction", "trine.transactions", "customer_id", "transaction_id",
@@ -230,6 +232,7 @@ class SimulatedStack:
             extent=LogExtent("same", {p: len(events) for p, events in self.log.items()}),
             partition=_ints(p for p, _, _ in rows),
             offset=_ints(o for _, o, _ in rows),
+            recorded_us=np.full(len(rows), RECORDED_US),
             time_us=_ints(t.event_time_us for t in message),
             id=_ints(id64(t.transaction_id) for t in message),
             fields={"amount": _ints(t.amount for t in message)},
@@ -271,6 +274,8 @@ class SimulatedStack:
         """Of a stretch of a log, in order, what is neither late nor in the future; moves the stage's clock."""
         out = []
         for t in self.log[partition][start : start + count]:
+            if t.event_time_us > RECORDED_US + MAX_STEP:
+                continue
             clock = self._clocks.setdefault((stage, partition), t.event_time_us)
             if t.event_time_us > clock + MAX_STEP:
                 self._clocks[stage, partition] = clock + MAX_STEP

@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from model_release import Release
 from model_release.testing import write_toy_release
-from tests.simulated_stack import DAY, FIRST_US, HOUR, PLAN, SHARDS, SimulatedStack, plain_score
+from tests.simulated_stack import DAY, FIRST_US, HOUR, PLAN, RECORDED_US, SHARDS, SimulatedStack, plain_score
 from trine.events.v1.events_pb2 import DecisionRecord, ScoreSource, Transaction
 
 from models.fraud.sources import FRAUD_REPORT_FILES, TRANSACTION_FILES
@@ -67,6 +67,10 @@ def histories(draw: st.DrawFn) -> list[tuple[object, ...]]:
             steps.append(("report", t, at + draw(st.integers(0, 40)) * HOUR, draw(st.booleans())))
         if draw(st.integers(0, 8)) == 0:
             steps.append(("produce", t, False))  # the same event again, at a new offset
+        if draw(st.integers(0, 15)) == 0:
+            # A date that nobody can mean.
+            far = _transaction(1_000 + number, *where, RECORDED_US + 50 * DAY)
+            steps.append(("produce", far, False))
         if draw(st.booleans()):
             steps.append(("rekey", draw(st.integers(0, SHARDS - 1)), draw(st.integers(1, 6))))
         if draw(st.booleans()):

@@ -1,7 +1,8 @@
 """Which events of a partition's log are too late or too far in the future, judged in log order.
 
-The stream's own event time is the only clock: replaying old data is normal. The verdicts depend on the log and on
-the clock at its start alone, never on how the log was cut into batches, so worker, re-key stage and replay agree.
+The stream's own event time is the clock: replaying old data is normal. It cannot run away from the time at which events
+are recorded, as the log itself says. So the verdicts depend on the log and on the clock at its start alone, never on
+when or in which batches it is read: worker, re-key stage and replay agree.
 """
 
 from __future__ import annotations
@@ -11,17 +12,31 @@ from numpy.typing import NDArray
 
 OK, LATE, FUTURE = 0, 1, 2
 UNSET_CLOCK = -1
+RECORDED_UNKNOWN = 1 << 61
+"""For events whose log does not say when they were recorded: only the stream's own clock judges them."""
 
 
 def judge(
-    times_us: NDArray[np.int64], clock_us: int, lateness_us: int, max_step_us: int
+    times_us: NDArray[np.int64], recorded_us: NDArray[np.int64], clock_us: int, lateness_us: int, max_step_us: int
 ) -> tuple[NDArray[np.int8], int]:
     """Verdict int8[n] for events in log order, and the clock after them.
 
     An event is FUTURE if its time is more than `max_step_us` past the clock before it, LATE if it is more than
     `lateness_us` behind; the clock moves to the newest time seen, by at most `max_step_us` an event.
-    `clock_us` UNSET_CLOCK: the first event sets the clock.
+    An event more than `max_step_us` past the time it was recorded at, int64[n], is FUTURE whatever the clock says, and
+    moves nothing. `clock_us` UNSET_CLOCK: the first other event sets the clock.
     """
+    sane = times_us <= recorded_us + max_step_us
+    if sane.all():
+        return _judge(times_us, clock_us, lateness_us, max_step_us)
+    verdicts = np.full(len(times_us), FUTURE, dtype=np.int8)
+    verdicts[sane], clock_us = _judge(times_us[sane], clock_us, lateness_us, max_step_us)
+    return verdicts, clock_us
+
+
+def _judge(
+    times_us: NDArray[np.int64], clock_us: int, lateness_us: int, max_step_us: int
+) -> tuple[NDArray[np.int8], int]:
     n = len(times_us)
     verdicts = np.zeros(n, dtype=np.int8)
     if n == 0:

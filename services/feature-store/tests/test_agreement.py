@@ -13,7 +13,7 @@ from datetime import timedelta
 import numpy as np
 import pytest
 import redis
-from feature_store.admission import OK, judge
+from feature_store.admission import OK, RECORDED_UNKNOWN, judge
 from feature_store.definitions import (
     Count,
     Entity,
@@ -118,9 +118,9 @@ class Walk:
         if not batch:
             return
         self.judged[shard] += len(batch)
-        verdicts, self.clock["card"][shard] = judge(
-            np.array([e.time_us for e in batch]), self.clock["card"][shard], PLAN.lateness_us, PLAN.max_step_us
-        )
+        times = np.array([e.time_us for e in batch])
+        recorded, clock = np.full(len(times), RECORDED_UNKNOWN), self.clock["card"][shard]
+        verdicts, self.clock["card"][shard] = judge(times, recorded, clock, PLAN.lateness_us, PLAN.max_step_us)
         good = [e for e, v in zip(batch, verdicts.tolist(), strict=True) if v == OK]
         bad = [e for e, v in zip(batch, verdicts.tolist(), strict=True) if v != OK and e.id not in self.admitted]
         self.apply("card", shard, [self.columns("card", good)] if good else [], bad)

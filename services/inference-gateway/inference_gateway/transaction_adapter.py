@@ -67,6 +67,7 @@ class TransactionAdapter:
         self._shards = shards
         self._release = release
         self._live, self._future_us, self._past_us = live, future_us, past_us
+        self._step_us, self._latest_us = plan.max_step_us, 0
 
     # In
 
@@ -112,6 +113,9 @@ class TransactionAdapter:
             and (amount or t.HasField("amount_minor")) and 0 < time_us <= MAX_TIME_US and 0 <= at.nanos < 1_000_000_000
         ):  # fmt: skip
             raise self._problem(t, time_us)
+        # The bound only grows, so the clock is read only by what an earlier reading does not let pass.
+        if time_us > self._latest_us:
+            self._check_future(time_us, id_)
         if self._live:
             self._check_live(time_us, id_)
         message = events.Transaction()
@@ -153,15 +157,17 @@ class TransactionAdapter:
         public = {"event_time_us": "event_time", "amount": "amount_minor"}
         return InvalidRequest(public.get(problem.field, problem.field), problem.detail, t.transaction_id)
 
+    def _check_future(self, time_us: int, event_id: str) -> None:
+        """As the worker judges by the event's record: no event may be further ahead than the plan's step."""
+        now_us = time.time_ns() // 1_000
+        self._latest_us = now_us + self._step_us
+        if time_us > self._latest_us:
+            raise _too_far_ahead(time_us - now_us, self._step_us, event_id)
+
     def _check_live(self, time_us: int, event_id: str) -> None:
         now_us = time.time_ns() // 1_000
         if time_us > now_us + self._future_us:
-            raise InvalidRequest(
-                "event_time",
-                f"is {(time_us - now_us) / 1e6:.0f} s in the future;"
-                f" must be at most {self._future_us // 1_000_000} s after the gateway's clock",
-                event_id,
-            )
+            raise _too_far_ahead(time_us - now_us, self._future_us, event_id)
         if time_us < now_us - self._past_us:
             raise InvalidRequest(
                 "event_time",
@@ -221,6 +227,14 @@ class TransactionAdapter:
 
 REPEATED = scoring.ScoreTransactionResponse(repeated_request=True).SerializeToString()
 """Appended to a stored response that is given again."""
+
+
+def _too_far_ahead(ahead_us: int, limit_us: int, event_id: str) -> InvalidRequest:
+    return InvalidRequest(
+        "event_time",
+        f"is {ahead_us / 1e6:.0f} s in the future; must be at most {limit_us // 1_000_000} s after the gateway's clock",
+        event_id,
+    )
 
 
 def _set_latency(latency: scoring.StageLatency | events.StageLatency, d: Decision) -> None:

@@ -6,28 +6,16 @@ import itertools
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pytest
 from model_release import Release
 from model_release.testing import write_toy_release
-from tests.gateway_scene import SHARDS, Gateway, build_state, register
+from tests.gateway_scene import SHARDS, Gateway, NewGateway, NewGateways, build_state, register
 from trine_cli.local.ports import HOST
 from trine_cli.local.torchserve import TorchServe
 
 from models.fraud.features import PLAN
-
-
-class NewGateway(Protocol):
-    """Starts a gateway with settings of its own on top of the scene's; `start=False` only makes it."""
-
-    def __call__(self, *, processes: int = 1, start: bool = True, **settings: object) -> Gateway: ...
-
-
-class NewGateways(Protocol):
-    """Starts several gateways at a time, each a process with a spool of its own."""
-
-    def __call__(self, count: int, **settings: object) -> list[Gateway]: ...
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import grpc
 import httpx
@@ -150,6 +151,18 @@ class Gateway(Service):
         os.kill(self.pid, signal.SIGKILL)
         assert self.process is not None
         self.process.wait(10)
+
+
+class NewGateway(Protocol):
+    """Starts a gateway with settings of its own on top of the scene's; `start=False` only makes it."""
+
+    def __call__(self, *, processes: int = 1, start: bool = True, **settings: object) -> Gateway: ...
+
+
+class NewGateways(Protocol):
+    """Starts several gateways at a time, each a process with a spool of its own."""
+
+    def __call__(self, count: int, **settings: object) -> list[Gateway]: ...
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,17 @@ import grpc
 import httpx
 import pytest
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
-from tests.conftest import NewGateway
-from tests.gateway_scene import START_US, TRANSACTIONS, Gateway, Topic, new_id, refused, transaction, wait_for
+from tests.gateway_scene import (
+    START_US,
+    TRANSACTIONS,
+    Gateway,
+    NewGateway,
+    Topic,
+    new_id,
+    refused,
+    transaction,
+    wait_for,
+)
 from trine.scoring.v1 import scoring_pb2 as scoring
 
 DAY_US = 86_400_000_000
@@ -161,6 +170,15 @@ def test_event_times_that_the_stream_cannot_have(gateway: Gateway, redis_server:
         error = gateway.refusal(transaction(customer=customer, at_us=wrong))
         assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
         assert violation(error) == "event_time"
+
+
+def test_a_date_that_no_clock_can_have_is_refused_where_the_shard_has_no_clock_yet(gateway: Gateway) -> None:
+    now_us = time.time_ns() // 1_000
+    error = gateway.refusal(transaction(customer="unclocked", at_us=now_us + 31 * DAY_US + 60_000_000))
+    assert violation(error) == "event_time"
+    assert "in the future; must be at most 2678400 s after the gateway's clock" in (error.details() or "")
+    assert gateway.score(transaction(customer="unclocked", at_us=now_us + 31 * DAY_US - 60_000_000)).verdict
+    assert gateway.score(transaction(customer="unclocked")).verdict, "nor has it set one"
 
 
 def test_live_refuses_what_the_wall_clock_cannot_have(new_gateway: NewGateway, state: str) -> None:

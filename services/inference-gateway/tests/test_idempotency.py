@@ -6,11 +6,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
-from tests.conftest import NewGateway, NewGateways
 from tests.gateway_scene import (
     DECISIONS,
     EXPLAIN,
     TRANSACTIONS,
+    NewGateway,
+    NewGateways,
     Topic,
     new_id,
     transaction,

@@ -16,13 +16,13 @@ import grpc
 import pytest
 from model_release import Release
 from model_release.manifest import Manifest
-from tests.conftest import NewGateway
 from tests.gateway_scene import (
     DECISIONS,
     SHARDS,
     START_US,
     TRANSACTIONS,
     Gateway,
+    NewGateway,
     Topic,
     new_id,
     refused,

@@ -7,8 +7,7 @@ from collections import Counter
 
 import grpc
 import pytest
-from tests.conftest import NewGateway
-from tests.gateway_scene import DECISIONS, START_US, Topic, new_id, refused, transaction, wait_for
+from tests.gateway_scene import DECISIONS, START_US, NewGateway, Topic, new_id, refused, transaction, wait_for
 from trine.scoring.v1 import scoring_pb2 as scoring
 
 pytestmark = pytest.mark.timeout(180)

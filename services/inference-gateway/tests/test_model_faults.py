@@ -10,8 +10,7 @@ import pytest
 from inference_gateway.model_server import TorchServeClient
 from model_release import Release
 from model_release.testing import write_toy_release
-from tests.conftest import NewGateway
-from tests.gateway_scene import DECISIONS, START_US, Topic, new_id, register, transaction, wait_for
+from tests.gateway_scene import DECISIONS, START_US, NewGateway, Topic, new_id, register, transaction, wait_for
 from trine.scoring.v1 import scoring_pb2 as scoring
 from trine_cli.local.fixtures import PrivateTorchServe
 from trine_cli.local.torchserve import TorchServe

@@ -10,8 +10,7 @@ import redis
 from feature_store import keys
 from feature_store.sharding import shard_of
 from service_kit.run import EXIT_REFUSED
-from tests.conftest import NewGateway
-from tests.gateway_scene import DECISIONS, TRANSACTIONS, Topic, build_state, new_id, transaction, wait_for
+from tests.gateway_scene import DECISIONS, TRANSACTIONS, NewGateway, Topic, build_state, new_id, transaction, wait_for
 from trine.events.v1 import events_pb2 as events
 from trine.scoring.v1 import scoring_pb2 as scoring
 from trine_cli.local.errors import ProcessDied

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 import redis
 from model_release import Release
-from tests.conftest import NewGateways
-from tests.gateway_scene import DECISIONS, SHARDS, START_US, Gateway, Topic, new_id, transaction, wait_for
+from tests.gateway_scene import DECISIONS, SHARDS, START_US, Gateway, NewGateways, Topic, new_id, transaction, wait_for
 from trine.events.v1.events_pb2 import DecisionRecord
 from trine_cli.local.fixtures import PrivateKafka, PrivateRedis
 from trine_cli.local.ports import free_port

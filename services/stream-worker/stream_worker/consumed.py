@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from confluent_kafka import KafkaError, Message
+from feature_store.admission import RECORDED_UNKNOWN
 from numpy.typing import NDArray
 
 from stream_worker.intake import Messages
@@ -41,20 +42,28 @@ def sort_out(found: Sequence[Message], read_offsets: Mapping[str, Ints]) -> Cons
         n = len(messages)
         partition = np.fromiter((m.partition() for m in messages), dtype=np.int64, count=n)
         offset = np.fromiter((m.offset() for m in messages), dtype=np.int64, count=n)
+        recorded = recorded_us(np.fromiter((m.timestamp()[1] for m in messages), dtype=np.int64, count=n))
         wanted = offset >= read_offsets[topic][partition]
         if not wanted.all():
             messages = [messages[i] for i in np.flatnonzero(wanted).tolist()]
-            partition, offset = partition[wanted], offset[wanted]
+            partition, offset, recorded = partition[wanted], offset[wanted], recorded[wanted]
         if messages:
             out.topics[topic] = Messages(
                 topic,
                 partition,
                 offset,
+                recorded,
                 _last_timestamps(messages, partition),
                 [m.key() for m in messages],
                 [m.value() for m in messages],
             )
     return out
+
+
+def recorded_us(timestamp_ms: Ints) -> Ints:
+    """When messages were recorded, by Kafka's timestamps int64[n] (not positive where there is none): microseconds,
+    the last of the millisecond, so that nobody who looked at the clock before is contradicted."""
+    return np.where(timestamp_ms > 0, timestamp_ms * 1000 + 999, RECORDED_UNKNOWN)
 
 
 def _last_timestamps(messages: Sequence[Message], partition: NDArray[np.int64]) -> dict[int, int]:

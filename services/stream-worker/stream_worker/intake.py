@@ -30,11 +30,16 @@ _POWERS = 10 ** np.arange(_MAX_DIGITS, dtype=np.int64)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Messages:
-    """n messages of one topic, as consumed: within a partition by offset. `last_us`: partition → its last timestamp."""
+    """n messages of one topic, as consumed: within a partition by offset.
+
+    `recorded_us`: their timestamps, int64[n], admission.RECORDED_UNKNOWN where they have none. `last_us`: partition →
+    its last timestamp.
+    """
 
     topic: str
     partition: Ints
     offset: Ints
+    recorded_us: Ints
     last_us: Mapping[int, int]
     keys: Sequence[bytes | None]
     values: Sequence[bytes | None]
@@ -96,15 +101,13 @@ def take_in(
             rows = rows[there]
             keys = {name: Coded(c.values, c.index[there]) for name, c in keys.items()}
     clock_field = stream.known_at or stream.time
-    times = decoded.integers[clock_field][rows]
-    verdict = _judged(
-        times, messages.partition[rows], clocks, NO_LATENESS if stream.is_label else lateness_us, max_step_us
-    )
+    times, recorded = decoded.integers[clock_field][rows], messages.recorded_us[rows]
+    lateness_us = NO_LATENESS if stream.is_label else lateness_us
+    verdict = _judged(times, recorded, messages.partition[rows], clocks, lateness_us, max_step_us)
     if verdict.any():
         for i in np.flatnonzero(verdict).tolist():
-            refused.append(
-                _untimely(int(rows[i]), int(verdict[i]), clock_field, int(times[i]), lateness_us, max_step_us)
-            )
+            late_us = lateness_us if verdict[i] == admission.LATE else None
+            refused.append(_untimely(int(rows[i]), clock_field, int(times[i]), int(recorded[i]), late_us, max_step_us))
         good = verdict == admission.OK
         rows = rows[good]
         keys = {name: Coded(c.values, c.index[good]) for name, c in keys.items()}
@@ -243,12 +246,18 @@ def _misplaced(row: int, stream: Stream, key: str, messages: Messages, shards: i
 
 
 def _judged(
-    times_us: Ints, partition: Ints, clocks: MutableMapping[int, int], lateness_us: int, max_step_us: int
+    times_us: Ints,
+    recorded_us: Ints,
+    partition: Ints,
+    clocks: MutableMapping[int, int],
+    lateness_us: int,
+    max_step_us: int,
 ) -> NDArray[np.int8]:
     verdict = np.zeros(len(times_us), dtype=np.int8)
     for p, (start, end) in runs(partition).items():
+        clock = clocks.get(p, admission.UNSET_CLOCK)
         verdict[start:end], clocks[p] = admission.judge(
-            times_us[start:end], clocks.get(p, admission.UNSET_CLOCK), lateness_us, max_step_us
+            times_us[start:end], recorded_us[start:end], clock, lateness_us, max_step_us
         )
     return verdict
 
@@ -262,17 +271,14 @@ def runs(ordered: Ints) -> dict[int, tuple[int, int]]:
     return dict(zip(ordered[starts].tolist(), zip(starts.tolist(), ends.tolist(), strict=True), strict=True))
 
 
-def _untimely(row: int, verdict: int, field: str, time_us: int, lateness_us: int, max_step_us: int) -> Refused:
-    if verdict == admission.LATE:
-        return Refused(
-            row,
-            "late",
-            field,
-            f"{field} is {time_us}, more than {lateness_us / 1e6:.0f} s behind the newest event of its partition",
-        )
-    return Refused(
-        row,
-        "future",
-        field,
-        f"{field} is {time_us}, more than {max_step_us / 1e6:.0f} s past the newest event of its partition",
-    )
+def _untimely(row: int, field: str, time_us: int, recorded_us: int, late_us: int | None, max_step_us: int) -> Refused:
+    """`late_us`: by more than this it is late; None: it is in the future."""
+    if late_us is not None:
+        detail = f"{field} is {time_us}, more than {late_us / 1e6:.0f} s behind the newest event of its partition"
+        return Refused(row, "late", field, detail)
+    step_s = max_step_us / 1e6
+    if time_us > recorded_us + max_step_us:
+        detail = f"{field} is {time_us}, more than {step_s:.0f} s past the time it was recorded at, {recorded_us}"
+    else:
+        detail = f"{field} is {time_us}, more than {step_s:.0f} s past the newest event of its partition"
+    return Refused(row, "future", field, detail)

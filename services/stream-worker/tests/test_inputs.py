@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import urllib.request
 from collections import Counter
 from collections.abc import Sequence
@@ -110,6 +111,23 @@ def test_dead_letters_once_each_naming_the_field(new_scene: NewScene) -> None:
     assert len(labels) == 1
     by_reason = sum(scene.metric(worker, "trine_worker_dead_letters_total", reason=r) for r in ("malformed", "invalid"))
     assert by_reason == len(letters)
+
+
+def test_one_wrong_date_does_not_set_the_clock_of_an_empty_shard(new_scene: NewScene) -> None:
+    scene = new_scene()
+    ahead = time.time_ns() // 1_000 + 32 * DAY_US
+    scene.send([transaction(1, event_time_us=ahead), transaction(2), report(2, reported_at_us=ahead), report(2)])
+    scene.worker()
+    scene.settled()
+    letters = scene.letters()
+    assert [(x.reason, x.field) for x in sorted(letters, key=lambda x: x.topic)] == [
+        ("future", "reported_at_us"),
+        ("future", "event_time_us"),
+    ]
+    assert all("past the time it was recorded at" in letter.detail for letter in letters)
+    assert {e[1] for e in scene.points("customer")["c1"][0]} == {id64("t-2")}
+    events, labels = scene.points("terminal")["7"]
+    assert ({e[1] for e in events}, len(labels)) == ({id64("t-2")}, 1)
 
 
 def test_late_future_and_conflict(new_scene: NewScene) -> None:
