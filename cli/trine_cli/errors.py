@@ -36,6 +36,14 @@ class Unavailable(CommandError):
 
 
 EXIT_CODES = {
+    "batch_scorer.errors.JobError": BAD_INPUT,
+    "batch_scorer.errors.InputError": BAD_INPUT,
+    "batch_scorer.errors.StorageError": UNAVAILABLE,
+    "batch_scorer.errors.ChecksFailed": 5,
+    "batch_scorer.errors.Superseded": 6,
+    "batch_scorer.errors.JobBusy": 75,
+    "batch_scorer.predictions.UnknownJob": BAD_INPUT,
+    "batch_scorer.predictions.RunLost": UNAVAILABLE,
     "feature_store.source_files.DatasetError": BAD_INPUT,
     "feature_store.definitions.DefinitionError": BAD_INPUT,
     "feature_store.online.StoreUnavailable": UNAVAILABLE,

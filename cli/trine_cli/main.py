@@ -27,6 +27,7 @@ COMMANDS: tuple[tuple[str, str, str], ...] = (
     ("train", MODEL, "Train a model and write it as an immutable release."),
     ("evaluate", MODEL, "Measure a release on other days."),
     ("release", MODEL, "List, show and verify releases."),
+    ("batch", RUN, "Score everyone for a cut-off and publish at once; list, read, roll back."),
     ("up", RUN, "Start the whole stack on this machine; Ctrl-C stops it."),
     ("replay", RUN, "Send a dataset's transactions to the gateway, as they happened."),
     ("score", RUN, "Send one transaction and show the decision."),

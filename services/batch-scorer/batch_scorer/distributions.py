@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -71,10 +72,10 @@ class Distribution:
         return out | {"bins": list(self.fine), "counts": list(self.fine.values())}
 
     @classmethod
-    def from_json(cls, found: Mapping[str, object]) -> Distribution:
+    def from_json(cls, found: Mapping[str, Any]) -> Distribution:  # Any: JSON
         values = dict(found)
         bins, counts = values.pop("bins"), values.pop("counts")
-        return cls(**values, fine=dict(zip(bins, counts, strict=True)))  # type: ignore[arg-type]
+        return cls(**values, fine=dict(zip(bins, counts, strict=True)))
 
 
 def distribution_of(column: pa.ChunkedArray) -> Distribution:
@@ -126,7 +127,7 @@ def psi(before: Mapping[int, int], now: Mapping[int, int]) -> tuple[float, float
     decile = np.minimum(((p.cumsum() - p / 2) / p.sum() * _PSI_BINS).astype(np.int64), _PSI_BINS - 1)
     bins = np.unique(decile, return_inverse=True)[1]
     n = int(bins.max()) + 1
-    p, q = np.bincount(bins, p, n), np.bincount(bins, q, n)
+    p, q = (np.bincount(bins, counts, n).astype(np.float64) for counts in (p, q))
     of_p, of_q = (p + 0.5) / (p.sum() + 0.5 * n), (q + 0.5) / (q.sum() + 0.5 * n)
     chance = (1 / p.sum() + 1 / q.sum()) * (n - 1 + 3 * np.sqrt(2 * (n - 1)))
     return float(((of_q - of_p) * np.log(of_q / of_p)).sum()), float(chance)

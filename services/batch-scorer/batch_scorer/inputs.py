@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -56,24 +56,25 @@ def read_events(spark: SparkSession, warehouse: Warehouse, need: Need, cutoff_us
     ranges = task_ranges(planned_files(warehouse, need, cutoff_us), need.from_us(cutoff_us), cutoff_us)
     if not ranges:
         return spark.createDataFrame([], spark_schema)
-    # One partition a range: as an RDD, since a frame of so few rows would be put into one task.
-    tasks = spark.createDataFrame(spark.sparkContext.parallelize(ranges, len(ranges)), "from_us long, to_us long")
-    return tasks.mapInArrow(EventReader(warehouse.uri, need), spark_schema)
+    tasks = spark.range(0, len(ranges), 1, len(ranges))
+    return tasks.mapInArrow(EventReader(warehouse.uri, need, tuple(ranges)), spark_schema)
 
 
 @dataclass(frozen=True, slots=True)
 class EventReader:
-    """Reads ranges of time in an executor."""
+    """Reads ranges of time in an executor; the rows it is given are indices into `ranges`."""
 
     uri: str
     need: Need
+    ranges: tuple[tuple[int, int], ...]
 
-    def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         schema = self.need.schema
         warehouse = Warehouse(self.uri)
         for batch in batches:
-            for row in batch.to_pylist():
-                table = warehouse.load(self.need.files, row["from_us"], row["to_us"], columns=schema.names)
+            for index in batch.column(0).to_pylist():
+                from_us, to_us = self.ranges[index]
+                table = warehouse.load(self.need.files, from_us, to_us, schema.names)
                 yield from table.cast(schema).to_batches(max_chunksize=1 << 16)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import redis
 
@@ -77,5 +78,5 @@ class Predictions:
             raise UnknownJob(f"job {job!r} has no published run")
         run = Run.from_json(pointer)
         blocks = wanted(run, keys)
-        values = self._redis.mget(list(blocks.values())) if blocks else []
+        values = cast(list[bytes | None], self._redis.mget(list(blocks.values()))) if blocks else []
         return found(run, keys, dict(zip(blocks, values, strict=True)))

@@ -23,7 +23,11 @@ _CHUNK = 200
 
 _ACQUIRE = """
 local held = redis.call('GET', KEYS[1])
-if held then return {0, held, redis.call('PTTL', KEYS[1])} end
+if held then
+  -- its own: the reply was lost and the client asks again
+  local own = string.match(held, '^%d+ (.*)$') == ARGV[1]
+  return {own and 1 or 0, held, redis.call('PTTL', KEYS[1])}
+end
 local last = redis.call('GET', KEYS[2])
 local fence = (last and tonumber(string.match(last, '^%d+')) or 0) + 1
 local token = string.format('%d %s', fence, ARGV[1])
@@ -51,6 +55,7 @@ local pointer = redis.call('GET', KEYS[2])
 local previous = ''
 if pointer then
   local current = cjson.decode(pointer)
+  if current.run == new.run then return {'ok', current.previous} end
   if current.cutoff_us > new.cutoff_us and ARGV[4] == '0' then return {'older', current.run} end
   previous = current.run
   local known = redis.call('HGET', KEYS[3], previous)
@@ -237,6 +242,17 @@ class Registry:
                 self._whole(run)
                 return False
         return True
+
+    def expire_others(self, current: Run, after_s: int) -> None:
+        """Let the rows of all other whole runs expire that do not yet; a run at work has its own expiry."""
+        for run in self.runs(current.job).values():
+            if run.run != current.run and run.state == "written":
+                self.expire_if_kept(run, after_s)
+
+    def expire_if_kept(self, run: Run, after_s: int) -> None:
+        """Let a run's rows expire, unless they do already: a time that is set is not put off."""
+        if self._redis.ttl(block_key(run.run, 0)) == -1:
+            self.expire(run, after_s)
 
     def delete(self, run: Run) -> None:
         """Delete a run's rows and what is known of it. The caller sees to it that nobody reads or writes it."""

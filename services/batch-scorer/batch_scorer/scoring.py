@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +15,9 @@ from numpy.typing import NDArray
 
 from batch_scorer.errors import JobError
 from batch_scorer.job import Score
+
+if TYPE_CHECKING:
+    from model_release.scoring_module import ScoringModule
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +39,8 @@ class ModuleScoring:
 
     def load(self, folder: Path) -> Score:
         """Opens, verifies and loads the module. Raises ReleaseError; the score raises JobError for a missing column."""
-        from model_release.scoring_module import load
-
-        features, module = open_release(folder).features, load(folder)
+        release, module = _loaded(folder)
+        features = release.features
 
         def score(batch: pa.RecordBatch) -> list[pa.Array]:
             return (
@@ -47,10 +51,8 @@ class ModuleScoring:
 
     def golden(self, folder: Path) -> str:
         """Empty where the golden rows score as recorded, to the bit."""
-        from model_release.scoring_module import load
-
-        release = open_release(folder)
-        found = load(folder)(np.ascontiguousarray(release.golden_inputs, dtype=np.float32))
+        release, module = _loaded(folder)
+        found = module(np.ascontiguousarray(release.golden_inputs, dtype=np.float32))
         differ = np.flatnonzero(found.view(np.int32) != release.golden_scores.astype(np.float32).view(np.int32))
         if not len(differ):
             return ""
@@ -59,6 +61,14 @@ class ModuleScoring:
             f"{len(differ)} of {len(found)} golden rows of {release.id} differ; row {row} scores {found[row]!r}, "
             f"recorded is {release.golden_scores[row]!r}"
         )
+
+
+@functools.cache
+def _loaded(folder: Path) -> tuple[Release, ScoringModule]:
+    """A release and its module, opened once in this process."""
+    from model_release.scoring_module import load
+
+    return open_release(folder), load(folder)
 
 
 def feature_matrix(batch: pa.RecordBatch, features: tuple[str, ...]) -> NDArray[np.float32]:

@@ -10,15 +10,22 @@ from typing import TYPE_CHECKING
 
 from batch_scorer.job import BatchJob, Checks, Need, Output
 from batch_scorer.scoring import ModuleScoring
+from feature_store.definitions import Count, FeaturePlan, FeatureView, Mean, RequestFeature, days
 
+from models.fraud.features import CUSTOMER, TRANSACTIONS
 from models.fraud.sources import TRANSACTION_FILES
 
 if TYPE_CHECKING:
     from batch_scorer.inputs import Inputs
     from pyspark.sql import DataFrame
 
-#: The toy release's features, in its plan's order.
-FEATURES = ("amount", "customer_count_30d", "customer_mean_amount_30d")
+#: What its releases are made for.
+PLAN = FeaturePlan(
+    model="shop",
+    source=TRANSACTIONS,
+    request_features=(RequestFeature("amount", "field", "amount"),),
+    views=(FeatureView("customer", CUSTOMER, TRANSACTIONS, (Count(), Mean("amount")), windows=days(30)),),
+)
 
 
 def population(inputs: Inputs) -> DataFrame:
@@ -41,7 +48,7 @@ JOB = BatchJob(
     scoring=ModuleScoring("score"),
     outputs=(
         Output("score", "float32", description="what the toy network thinks of the customer"),
-        Output("customer_count_30d", "float32", description="purchases in 30 days"),
+        Output("customer_mean_amount_30d", "float32", description="of their purchases in 30 days"),
     ),
     checks=Checks(max_psi=0.25, drift=("score",)),
     description="An example: customers by what they spent in 30 days.",

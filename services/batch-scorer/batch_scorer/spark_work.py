@@ -1,0 +1,200 @@
+"""What a run asks of Spark: the session, the frames of a job's functions, and the work that executors do with them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+from feature_store.source_files import DatasetError
+from feature_store.spark_session import spark_session
+from model_release.errors import ReleaseError
+
+from batch_scorer.block_writer import WRITTEN_COLUMNS, BlockWriter, Written
+from batch_scorer.distributions import Distribution
+from batch_scorer.errors import BatchError, InputError, JobError, StorageError
+from batch_scorer.history import BLOCK, Folder, Part
+from batch_scorer.inputs import Inputs
+from batch_scorer.job import KEY, BatchJob
+from batch_scorer.part_writer import PART_COLUMNS, GoldenCheck, PartWriter, Scorer
+from batch_scorer.settings import BatchSettings
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+Advance = Callable[[float], None]
+#: What executors raise on purpose, by name: Spark hands it to the driver as text.
+_KNOWN: dict[str, type[BatchError]] = {
+    "DatasetError": InputError,
+    "DefinitionError": InputError,
+    "ReleaseError": InputError,
+    "JobError": JobError,
+    "InputError": InputError,
+    "StorageError": StorageError,
+}
+_RAISED = re.compile(r"^(?:[\w.]*\.)?(\w+(?:Error|Exception)): (.*)$", re.MULTILINE)
+_LOCAL = re.compile(r"local(?:\[([^,\]]+)\])?")
+
+
+@contextlib.contextmanager
+def session(settings: BatchSettings, job: BatchJob, folder: Path) -> Iterator[SparkSession]:
+    """A session whose JVM, log and spilled data live in `folder`; the caller's own where the process has one."""
+    from pyspark.sql import SparkSession
+
+    if (theirs := SparkSession.getActiveSession()) is not None:
+        yield theirs
+        return
+    spark = start_spark(settings, job, folder)
+    try:
+        yield spark
+    finally:
+        with contextlib.suppress(Exception):  # its JVM may be gone, and the run's outcome is known
+            spark.stop()
+
+
+def start_spark(settings: BatchSettings, job: BatchJob, folder: Path) -> SparkSession:
+    """A new session."""
+    conf = {"spark.task.maxFailures": str(settings.task_tries), "spark.python.worker.faulthandler.enabled": "true"}
+    if _LOCAL.fullmatch(settings.master):
+        # Workers import jobs from where the driver does.
+        conf["spark.executorEnv.PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    return spark_session(
+        f"trine batch {job.name}", folder, tried_again(settings.master, settings.task_tries),
+        settings.driver_memory, conf,
+    )  # fmt: skip
+
+
+def tried_again(master: str, tries: int) -> str:
+    """The master, and for `local` ones how often a task is tried, which Spark takes nowhere else."""
+    local = _LOCAL.fullmatch(master)
+    return f"local[{local[1] or '1'},{tries}]" if local else master
+
+
+class SparkWork:
+    """The Spark side of one run."""
+
+    def __init__(self, inputs: Inputs, folder: Folder, settings: BatchSettings) -> None:
+        self._inputs, self._job, self._folder, self._settings = inputs, inputs.job, folder, settings
+        self._spark = inputs.spark
+        self._population: DataFrame | None = None
+
+    def count_population(self, advance: Advance) -> int:
+        """Evaluates the population, keeps it on disk, and counts its keys. Raises BatchError."""
+        from pyspark import StorageLevel
+
+        with self._failures(), self._watched("population", advance):
+            self._population = self._job.population(self._inputs).persist(StorageLevel.DISK_ONLY)
+            _has(self._population, (KEY,), f"population of {self._job.name}")
+            return self._population.count()
+
+    def score(self, blocks: int, parts: int, advance: Advance) -> tuple[list[Part], int, dict[str, Distribution]]:
+        """Rows, features, scores and outputs, written as parts: (parts, duplicate keys, distribution by output)."""
+        from pyspark.sql import functions as f
+        from pyspark.sql.pandas.types import from_arrow_schema
+
+        assert self._population is not None, "the population comes first"
+        job, inputs = self._job, self._inputs
+        with self._failures(), self._watched("score", advance):
+            rows = job.features(inputs, job.rows(inputs, self._population))
+            adds = dict(job.scoring.adds)
+            kept = [field for field in rows.schema if field.name not in adds]
+            schema = type(rows.schema)([*kept, *from_arrow_schema(pa.schema(list(adds.items())))])
+            scored = rows.mapInArrow(Scorer(job.scoring, str(inputs.release.path)), schema)
+            made = job.combine(inputs, self._population, scored)
+            _has(made, job.schema.names, f"combine of {job.name}")
+            placed = made.select(*job.schema.names).withColumn(
+                BLOCK, f.pmod(f.xxhash64(KEY), f.lit(blocks)).cast("int")
+            )
+            writer = PartWriter(inputs.warehouse.uri, self._folder.path, job.schema.append(pa.field(BLOCK, pa.int32())))
+            arranged = placed.repartition(parts, BLOCK).sortWithinPartitions(BLOCK, KEY)
+            found = sorted(arranged.mapInArrow(writer, PART_COLUMNS).collect(), key=lambda row: str(row["file"]))
+        distributions: dict[str, Distribution] = {}
+        for row in found:
+            for name, text in json.loads(row["distributions"]).items():
+                one = Distribution.from_json(text)
+                distributions[name] = distributions[name] + one if name in distributions else one
+        parts_made = [Part(file=row["file"], rows=row["rows"], bytes=row["bytes"]) for row in found]
+        return parts_made, sum(row["duplicates"] for row in found), distributions
+
+    def golden(self) -> str:
+        """Scores the release's golden rows in an executor; what differs, or an empty text."""
+        check = GoldenCheck(self._job.scoring, str(self._inputs.release.path))
+        with self._failures():
+            return str(self._tasks(1).mapInArrow(check, "differs string").collect()[0][0])
+
+    def write(self, run: str, parts: list[Part], advance: Advance) -> list[Written]:
+        """Writes the parts into Redis as blocks of the run."""
+        settings = self._settings
+        writer = BlockWriter(
+            settings.redis_url, self._inputs.warehouse.uri, self._folder.path, tuple(part.file for part in parts), run,
+            settings.unpublished_s, settings.redis_patience_s,
+        )  # fmt: skip
+        with self._failures(), self._watched("write", advance):
+            found = self._tasks(len(parts)).mapInArrow(writer, WRITTEN_COLUMNS).collect()
+        return [Written(**row.asDict()) for row in found]
+
+    def _tasks(self, count: int) -> DataFrame:
+        """So many rows, their number in each, a task each; without an RDD, which would want Python workers anew."""
+        return self._spark.range(0, count, 1, count)
+
+    @contextlib.contextmanager
+    def _watched(self, stage: str, advance: Advance) -> Iterator[None]:
+        """Tells how much of the Spark work inside is done: tasks that ended, of those known so far."""
+        context = self._spark.sparkContext
+        context.setJobGroup(stage, f"{self._job.name}: {stage}", interruptOnCancel=True)
+        ended = threading.Event()
+        tracker = context.statusTracker()
+
+        def watch() -> None:
+            while not ended.wait(0.25):
+                stages = [
+                    info
+                    for job in tracker.getJobIdsForGroup(stage)
+                    if (found := tracker.getJobInfo(job)) is not None
+                    for number in found.stageIds
+                    if (info := tracker.getStageInfo(number)) is not None
+                ]
+                if total := sum(info.numTasks for info in stages):
+                    advance(sum(info.numCompletedTasks for info in stages) / total)
+
+        thread = threading.Thread(target=watch, name=f"watch-{stage}", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join(5)
+
+    @contextlib.contextmanager
+    def _failures(self) -> Iterator[None]:
+        """Errors of the driver's side and of executors become the kinds of `errors`."""
+        try:
+            yield
+        except (DatasetError, ReleaseError) as error:
+            raise InputError(str(error)) from error
+        except BatchError:
+            raise
+        except Exception as error:
+            if known := known_failure(str(error)):
+                raise known from error
+            raise
+
+
+def known_failure(text: str) -> BatchError | None:
+    """What an executor raised on purpose, found in Spark's account of it; None where it is something else."""
+    for name, message in reversed(_RAISED.findall(text)):
+        if name in _KNOWN:
+            return _KNOWN[name](message)
+    return None
+
+
+def _has(frame: DataFrame, columns: tuple[str, ...] | list[str], what: str) -> None:
+    if missing := [name for name in columns if name not in frame.columns]:
+        raise JobError(f"{what}: gives no column {', '.join(missing)}; its columns are {', '.join(frame.columns)}")

@@ -1,0 +1,167 @@
+"""What the runner's tests are made of: a small warehouse, a toy release, and drivers as processes that can be killed.
+
+Run as a program it is such a driver: it runs the example job and does to itself what its last argument says when a
+stage begins or moves.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import redis
+from batch_scorer.predictions import Predicted, Predictions
+from batch_scorer.registry import Registry
+from batch_scorer.settings import BatchSettings
+from feature_store.source_files import DAY_US, day_name
+from model_release import Release
+from model_release.testing import write_toy_release
+from tests.shop_job import PLAN
+
+from models.fraud.sources import TRANSACTION_FILES
+
+FIRST_DAY_US = 1_532_476_800_000_000  # 2018-07-25
+DAYS = 34
+CUSTOMERS = 700
+#: Two nights in a row.
+MONDAY_US = FIRST_DAY_US + 31 * DAY_US
+TUESDAY_US = FIRST_DAY_US + 32 * DAY_US
+HERE = Path(__file__).parent
+
+
+def write_warehouse(folder: Path, customers: int = CUSTOMERS, days: int = DAYS, seed: int = 5) -> Path:
+    """Transactions of some weeks: each customer about one a day, of amounts of their own."""
+    rng = np.random.default_rng(seed)
+    mean = rng.lognormal(8, 1, customers)
+    (folder / "transactions").mkdir(parents=True)
+    for day in range(days):
+        start = FIRST_DAY_US + day * DAY_US
+        customer = np.arange(customers)
+        times = np.sort(rng.integers(0, DAY_US, customers)) + start
+        columns = {
+            "transaction_id": [str(day * customers + i) for i in range(customers)],
+            "event_time": pa.array(times, pa.int64()).cast(pa.timestamp("us", tz="UTC")),
+            "customer_id": [str(i) for i in customer],
+            "terminal_id": ["t"] * customers,
+            "amount": (mean * rng.lognormal(0, 0.3, customers)).astype(np.int64) + 1,
+            "currency": ["EUR"] * customers,
+        }
+        pq.write_table(
+            pa.table(columns, schema=TRANSACTION_FILES.schema), folder / "transactions" / f"{day_name(start)}.parquet"
+        )
+    return folder
+
+
+def write_release(folder: Path, seed: int = 3) -> Release:
+    return write_toy_release(folder, PLAN, seed=seed)
+
+
+@dataclasses.dataclass(frozen=True)
+class Scene:
+    """One test's surroundings."""
+
+    url: str
+    warehouse: Path
+    releases: Path
+    scratch: Path
+
+    def settings(self, **changes: object) -> BatchSettings:
+        """Quick to give up, since tests do not wait."""
+        own = {
+            "redis_url": self.url, "warehouse": str(self.warehouse), "releases": self.releases,
+            "scratch": self.scratch, "master": "local[2]", "lease_s": 2.0, "wait_s": 20.0, "driver_memory": "512m",
+            "redis_patience_s": 20.0, "block_rows": 16,
+        }  # fmt: skip
+        return BatchSettings.model_validate(own | changes)
+
+    def client(self) -> redis.Redis:
+        return redis.Redis.from_url(self.url, socket_timeout=5)
+
+    def registry(self) -> Registry:
+        return Registry(self.client())
+
+    def read(self, *keys: str) -> Predicted:
+        with self.client() as client:
+            return Predictions(client).read("shop", list(keys))
+
+    def everything(self) -> dict[str, object]:
+        """Key -> outputs of the published run."""
+        keys = [str(i) for i in range(CUSTOMERS)]
+        return dict(zip(keys, self.read(*keys).values, strict=True))
+
+    def blocks(self) -> dict[str, int]:
+        """Run -> how many keys in Redis are its own."""
+        with self.client() as client:
+            found = [key.decode().split(":") for key in client.scan_iter("trine:batch:shop-*", count=10_000)]
+        return {run: sum(parts[2] == run for parts in found) for run in {parts[2] for parts in found}}
+
+    def folders(self) -> list[str]:
+        return sorted(path.name for path in (self.warehouse / "runs" / "shop").glob("*"))
+
+    def driver(self, cutoff_us: int, do: str = "", **changes: object) -> subprocess.Popen[bytes]:
+        """A driver as a process of its own. `do`: what it does to itself, `<signal>:<stage>[:moved]`."""
+        settings = self.settings(**changes).model_dump(mode="json")
+        path = os.pathsep.join([str(HERE.parent), *(p for p in sys.path if p)])
+        command = [sys.executable, "-m", "tests.batch_scene", json.dumps(settings), str(cutoff_us), do]
+        log = (self.scratch.parent / f"driver-{time.time_ns()}.log").open("wb")
+        with log:
+            return subprocess.Popen(command, env=os.environ | {"PYTHONPATH": path}, stdout=log, stderr=log)
+
+
+class SignalsItself:
+    """A watcher that sends its own process a signal when a stage begins, or when it has moved."""
+
+    def __init__(self, do: str) -> None:
+        name, self._stage, *when = do.split(":") if do else ["", "", ""]
+        self._signal = getattr(signal, name, None)
+        self._when = when[0] if when else "began"
+
+    def began(self, stage: str) -> None:
+        self._maybe(stage, "began")
+
+    def moved(self, stage: str, share: float) -> None:
+        self._maybe(stage, "moved")
+
+    def ended(self, stage: str, rows: int, seconds: float) -> None:
+        self._maybe(stage, "ended")
+
+    def _maybe(self, stage: str, when: str) -> None:
+        if (stage, when) == (self._stage, self._when) and self._signal is not None:
+            number, self._signal = self._signal, None
+            os.kill(os.getpid(), number)
+
+
+def wait_for(what: str, check: Callable[[], object], timeout_s: float = 60.0) -> None:
+    """Poll until `check()` is true."""
+    end = time.monotonic() + timeout_s
+    while not check():
+        assert time.monotonic() < end, f"not within {timeout_s} s: {what}"
+        time.sleep(0.02)
+
+
+def main() -> int:
+    from batch_scorer.errors import BatchError
+    from batch_scorer.runner import run_job
+    from tests.shop_job import JOB
+
+    settings = BatchSettings.model_validate(json.loads(sys.argv[1]))
+    try:
+        run_job(JOB, int(sys.argv[2]), settings, watcher=SignalsItself(sys.argv[3]))
+    except BatchError as error:
+        print(f"{type(error).__name__}: {error}", flush=True)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
