@@ -84,7 +84,7 @@ class Registrar:
 
     async def _align(self) -> None:
         served = await self._server.models()
-        present = {path.name: path for path in await asyncio.to_thread(list_releases, self._releases)}
+        present = {path.name: path for path in await asyncio.to_thread(list_releases, self._releases, "tabular")}
         lost = self.loaded - served
         if lost:
             log.warning("the server lost releases, registering them again", releases=sorted(lost))

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from trine_cli.errors import BadInput
 from trine_cli.output import Json, Output
+
+if TYPE_CHECKING:
+    from model_release import Release
 
 app = typer.Typer(help="List, show and verify releases.")
 
@@ -28,7 +31,7 @@ def list_(
     found: list[dict[str, Any]] = []
     for path in list_releases(releases):
         try:
-            manifest = open_release(path).manifest
+            manifest = open_release(path, None).manifest
         except ReleaseError as error:
             found.append({"release": path.name, "created_at": None, "test": None, "error": str(error)})
         else:
@@ -36,12 +39,12 @@ def list_(
             found.append({"release": manifest.release, "created_at": manifest.created_at, "test": test, "error": None})
     output.table(
         str(releases),
-        ["release", "created", "average precision", "state"],
+        ["release", "created", "quality on test", "state"],
         [
             [
                 item["release"],
                 item["created_at"] or "",
-                item["test"].get("average_precision", "") if isinstance(item["test"], dict) else "",
+                _quality(item["test"]),
                 item["error"] or "intact",
             ]
             for item in found
@@ -57,7 +60,7 @@ def show(release: Folder, json: Json = False) -> None:
     from model_release.manifest import CARD_FILE
 
     output = Output(json)
-    opened = open_release(release)
+    opened = open_release(release, None)
     manifest = opened.manifest
     output.note(f"{opened.id}, created {manifest.created_at}, content {manifest.content_hash}")
     output.note((opened.path / CARD_FILE).read_text(encoding="utf-8"))
@@ -67,11 +70,27 @@ def show(release: Folder, json: Json = False) -> None:
 @app.command()
 def verify(release: Folder, json: Json = False) -> None:
     """Every hash, and every golden row through the module: the same bits, or an error that says what differs."""
-    import numpy as np
-    from model_release import ReleaseError, open_release, scoring_module
+    from model_release import Release, ReleaseError, open_release
 
     output = Output(json)
-    opened = open_release(release)
+    opened = open_release(release, None)
+    if isinstance(opened, Release):
+        rows = _same_scores(opened)
+    else:
+        from model_release.recommender_writer import golden_difference
+
+        if difference := golden_difference(opened):
+            raise ReleaseError(difference)
+        rows = len(opened.golden.rows)
+    output.note(f"{opened.id}: {len(opened.manifest.files)} files intact, {rows} golden rows equal to the bit")
+    output.result({"release": opened.id, "files": len(opened.manifest.files), "golden_rows": rows})
+
+
+def _same_scores(opened: Release) -> int:
+    """Golden rows that the module scores as it did when it was released: all, or ReleaseError."""
+    import numpy as np
+    from model_release import ReleaseError, scoring_module
+
     scores = scoring_module.load(opened.module_path)(opened.golden_inputs)
     differ = np.flatnonzero(scores.view(np.int32) != opened.golden_scores.view(np.int32))
     if len(differ):
@@ -80,5 +99,11 @@ def verify(release: Folder, json: Json = False) -> None:
             f"{opened.module_path}: {len(differ)} of {len(scores)} golden rows differ; row {row} gives {scores[row]}, "
             f"golden_scores.f32 says {opened.golden_scores[row]}"
         )
-    output.note(f"{opened.id}: {len(opened.manifest.files)} files intact, {len(scores)} golden rows equal to the bit")
-    output.result({"release": opened.id, "files": len(opened.manifest.files), "golden_rows": len(scores)})
+    return len(scores)
+
+
+def _quality(test: Any) -> str:
+    """The first metric of a release's test, as it is in its manifest (Any: JSON)."""
+    known = ("average_precision", "ndcg_at_10")
+    found = [f"{test[name]} {name.replace('_', ' ')}" for name in known if isinstance(test, dict) and name in test]
+    return found[0] if found else ""

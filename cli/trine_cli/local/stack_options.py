@@ -82,7 +82,7 @@ def chosen_release(options: StackOptions) -> str:
         return open_release(releases / options.release).id
     found: list[Release] = []
     refused = ""
-    for path in list_releases(releases):
+    for path in list_releases(releases, "tabular"):
         try:
             found.append(open_release(path))
         except ReleaseError as error:

@@ -130,7 +130,7 @@ async def start(life: Lifecycle, settings: GatewaySettings) -> None:
 
 def choose_release(settings: GatewaySettings) -> Release:
     """The release named in the settings, or the youngest that can be opened. Raises StartRefused."""
-    named = [settings.releases / settings.release] if settings.release else list_releases(settings.releases)
+    named = [settings.releases / settings.release] if settings.release else list_releases(settings.releases, "tabular")
     opened: list[Release] = []
     problems: list[str] = []
     for path in named:

@@ -1,11 +1,24 @@
 """Model releases: immutable folders that say what they are and prove it.
 
 Reading one needs no torch: `open_release`, `model_release.policy`. Writing and running the module do:
-`model_release.writer`, `model_release.scoring_module`, `model_release.exact_network`.
+`model_release.writer`, `model_release.scoring_module`, `model_release.exact_network` for tabular releases,
+`model_release.recommender_writer`, `model_release.user_tower` for recommenders.
 """
 
 from model_release.errors import ReleaseError
-from model_release.manifest import Manifest, Policy, Rule, Thresholds
+from model_release.manifest import Manifest, Policy, RecommenderManifest, Rule, Thresholds
+from model_release.recommender import RecommenderRelease
 from model_release.release import Release, list_releases, open_release
 
-__all__ = ["Manifest", "Policy", "Release", "ReleaseError", "Rule", "Thresholds", "list_releases", "open_release"]
+__all__ = [
+    "Manifest",
+    "Policy",
+    "RecommenderManifest",
+    "RecommenderRelease",
+    "Release",
+    "ReleaseError",
+    "Rule",
+    "Thresholds",
+    "list_releases",
+    "open_release",
+]

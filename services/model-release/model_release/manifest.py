@@ -1,5 +1,7 @@
 """The manifest of a release: what it is, what it was made of, and the hash that names it.
 
+There are two kinds, `tabular` and `recommender`; a manifest without a field `kind` is tabular.
+
 The content hash covers the manifest's body and the sha256 of every file except the TorchServe archive, whose zip
 carries time stamps: the archive holds only the module and the handler. `created_at` says when, not what, and is
 outside the hash too. So the same data and seed give the same release id on every run.
@@ -18,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 from model_release.errors import ReleaseError
 
 FORMAT = 1
+Kind = Literal["tabular", "recommender"]
 MANIFEST_FILE = "manifest.json"
 MODULE_FILE = "module.pt2"
 CARD_FILE = "model_card.md"
@@ -90,23 +93,32 @@ class Policy(_Part):
         return self
 
 
-class Manifest(_Part):
-    """manifest.json of a release folder."""
+class ManifestBase(_Part):
+    """What the manifests of all kinds say."""
 
     format: Literal[1] = 1
     release: str
     model: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,39}$")]
     content_hash: Sha256
     created_at: str
+    metrics: dict[str, JsonValue]
+    training: dict[str, JsonValue]
+    files: dict[str, Sha256]
+
+    def to_json(self) -> bytes:
+        """The bytes of manifest.json."""
+        return json.dumps(self.model_dump(mode="json"), indent=1, sort_keys=True).encode() + b"\n"
+
+
+class Manifest(ManifestBase):
+    """manifest.json of a tabular release: rows of features in, probabilities out. It carries no field `kind`."""
+
     plan: dict[str, JsonValue]
     features: Annotated[tuple[str, ...], Field(min_length=1)]
     thresholds: Thresholds
     threshold_basis: str
     calibration: dict[str, JsonValue]
     policy: Policy
-    metrics: dict[str, JsonValue]
-    training: dict[str, JsonValue]
-    files: dict[str, Sha256]
 
     @model_validator(mode="after")
     def _rules_know_their_features(self) -> Self:
@@ -120,9 +132,26 @@ class Manifest(_Part):
         """Name of the TorchServe archive in the folder."""
         return f"{self.release}.mar"
 
-    def to_json(self) -> bytes:
-        """The bytes of manifest.json."""
-        return json.dumps(self.model_dump(mode="json"), indent=1, sort_keys=True).encode() + b"\n"
+
+class History(_Part):
+    """How much an interaction in a user's history weighs; whole numbers, so that sums are exact.
+
+    `age_weights[d]`, 1 to 1024, for an age of d whole days; the last one holds for all that are older. It is multiplied
+    by value / `typical_values[kind]`, taken to be 0.25 to 2, then rounded down, but never below 1; by 1 for kinds
+    without a typical value. Of several interactions with one item the weightiest counts.
+    """
+
+    age_weights: Annotated[tuple[Annotated[int, Field(ge=1, le=1024)], ...], Field(min_length=1)]
+    typical_values: dict[str, Annotated[float, Field(gt=0.0, allow_inf_nan=False)]]
+
+
+class RecommenderManifest(ManifestBase):
+    """manifest.json of a recommender: histories in, embeddings of users out; items have embeddings of their own."""
+
+    kind: Literal["recommender"]
+    dimensions: Annotated[int, Field(ge=2)]
+    items: Annotated[int, Field(ge=1)]
+    history: History
 
 
 def content_hash(body: Mapping[str, Any]) -> str:
@@ -145,7 +174,7 @@ def is_release_id(name: str) -> bool:
     return _RELEASE_ID.match(name) is not None
 
 
-def check_identity(manifest: Manifest) -> None:
+def check_identity(manifest: ManifestBase) -> None:
     """Raises ReleaseError unless the manifest's name and hash are those of its content."""
     # What its file says, without what later versions added: older releases keep their names.
     digest = content_hash(manifest.model_dump(mode="json", exclude_unset=True))

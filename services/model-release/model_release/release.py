@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, TypeVar, overload
 
 import numpy as np
 from feature_store.definitions import DefinitionError, FeaturePlan
@@ -19,10 +21,16 @@ from model_release.manifest import (
     MANIFEST_FILE,
     MIN_GOLDEN_ROWS,
     MODULE_FILE,
+    Kind,
     Manifest,
+    ManifestBase,
+    RecommenderManifest,
     check_identity,
     is_release_id,
 )
+from model_release.recommender import RECOMMENDER_FILES, RecommenderRelease, read_recommender
+
+M = TypeVar("M", bound=ManifestBase)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,45 +61,94 @@ class Release:
         return self.path / self.manifest.archive_file
 
 
-def open_release(path: Path | str) -> Release:
-    """Verifies and opens a release folder; reads every file once.
+@overload
+def open_release(path: Path | str, kind: Literal["tabular"] = "tabular") -> Release: ...
+@overload
+def open_release(path: Path | str, kind: Literal["recommender"]) -> RecommenderRelease: ...
+@overload
+def open_release(path: Path | str, kind: None) -> Release | RecommenderRelease: ...
+def open_release(path: Path | str, kind: Kind | None = "tabular") -> Release | RecommenderRelease:
+    """Verifies and opens a release folder of this kind (None: of any); reads every file once.
 
     Raises:
-        ReleaseError: names the file and the reason: missing, unexpected, hash or size differs, manifest invalid,
-            the vector's order is not the plan's, golden scores not finite.
+        ReleaseError: names the file and the reason: missing, unexpected, hash or size differs, manifest invalid, of
+            another kind, the vector's order is not the plan's, golden scores not finite.
     """
     folder = Path(path)
-    manifest = _read_manifest(folder)
+    raw = _read(folder)
+    found = _kind(raw)
+    if kind is not None and kind != found:
+        raise ReleaseError(f"{folder / MANIFEST_FILE}: this is a {found} release, a {kind} one is needed")
+    return _open_tabular(folder, raw) if found == "tabular" else _open_recommender(folder, raw)
+
+
+def list_releases(folder: Path | str, kind: Kind | None = None) -> list[Path]:
+    """Release folders in `folder`, by name; unfinished ones (still being written) are not listed. Verifies nothing.
+
+    `kind`: only those of this kind. An unreadable manifest counts as tabular: opening it tells what is wrong.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        return []
+    found = sorted(path for path in root.iterdir() if is_release_id(path.name) and (path / MANIFEST_FILE).is_file())
+    return found if kind is None else [path for path in found if _kind_of(path) == kind]
+
+
+def _open_tabular(folder: Path, raw: bytes) -> Release:
+    manifest = _checked(folder, raw, Manifest)
     plan = _read_plan(folder, manifest)
-    content = {name: _verified(folder, name, digest) for name, digest in sorted(manifest.files.items())}
-    needed = {MODULE_FILE, CARD_FILE, GOLDEN_INPUTS_FILE, GOLDEN_SCORES_FILE, manifest.archive_file}
-    _same_names(folder, "files", set(content), needed)
-    _same_names(folder, "folder", {entry.name for entry in folder.iterdir()}, needed | {MANIFEST_FILE})
+    content = _content(
+        folder, manifest, {MODULE_FILE, CARD_FILE, GOLDEN_INPUTS_FILE, GOLDEN_SCORES_FILE, manifest.archive_file}
+    )
     inputs, scores = _golden(folder, content, len(manifest.features))
     return Release(folder, manifest, plan, inputs, scores)
 
 
-def list_releases(folder: Path | str) -> list[Path]:
-    """Release folders in `folder`, by name; unfinished ones (still being written) are not listed. Opens nothing."""
-    root = Path(folder)
-    if not root.is_dir():
-        return []
-    return sorted(path for path in root.iterdir() if is_release_id(path.name) and (path / MANIFEST_FILE).is_file())
+def _open_recommender(folder: Path, raw: bytes) -> RecommenderRelease:
+    manifest = _checked(folder, raw, RecommenderManifest)
+    return read_recommender(folder, manifest, _content(folder, manifest, set(RECOMMENDER_FILES)))
 
 
-def _read_manifest(folder: Path) -> Manifest:
+def _read(folder: Path) -> bytes:
     try:
-        raw = (folder / MANIFEST_FILE).read_bytes()
+        return (folder / MANIFEST_FILE).read_bytes()
     except OSError as error:
         raise ReleaseError(f"{folder / MANIFEST_FILE}: not readable ({error.strerror}); is this a release?") from error
+
+
+def _kind_of(folder: Path) -> str:
     try:
-        manifest = Manifest.model_validate_json(raw)
+        return _kind(_read(folder))
+    except ReleaseError:
+        return "tabular"
+
+
+def _kind(raw: bytes) -> str:
+    try:
+        manifest = json.loads(raw)
+    except ValueError:
+        return "tabular"
+    found = manifest.get("kind") if isinstance(manifest, dict) else None
+    return "recommender" if found == "recommender" else "tabular"
+
+
+def _checked(folder: Path, raw: bytes, schema: type[M]) -> M:
+    try:
+        manifest = schema.model_validate_json(raw)
     except ValidationError as error:
         raise ReleaseError(f"{folder / MANIFEST_FILE}: {error}") from error
     check_identity(manifest)
     if folder.resolve().name != manifest.release:
         raise ReleaseError(f"{folder}: the folder must be named as its release, {manifest.release!r}")
     return manifest
+
+
+def _content(folder: Path, manifest: ManifestBase, needed: set[str]) -> dict[str, bytes]:
+    """The files by name, verified: those that are needed, and no others."""
+    content = {name: _verified(folder, name, digest) for name, digest in sorted(manifest.files.items())}
+    _same_names(folder, "files", set(content), needed)
+    _same_names(folder, "folder", {entry.name for entry in folder.iterdir()}, needed | {MANIFEST_FILE})
+    return content
 
 
 def _read_plan(folder: Path, manifest: Manifest) -> FeaturePlan:

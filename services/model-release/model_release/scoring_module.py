@@ -93,8 +93,12 @@ def export(network: nn.Module, features: int, file: Path) -> None:
     rows = torch.export.Dim("rows", min=1)
     # Two rows in the example: a dimension of one would be taken as fixed.
     program = torch.export.export(network.eval(), (torch.zeros(2, features),), dynamic_shapes=({0: rows},))
+    torch.export.save(without_traces(program), file)
+
+
+def without_traces(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """The program itself, without the names of source files and lines of whoever exported it: they are no content."""
     for node in program.graph.nodes:
-        # They name source files and lines of whoever exported, which would change the bytes.
         for key in ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node"):
             node.meta.pop(key, None)
-    torch.export.save(program, file)
+    return program

@@ -12,8 +12,11 @@ from feature_store.definitions import FeaturePlan
 from numpy.typing import NDArray
 
 from model_release.exact_network import Encoding, ExactNetwork, Layer, logistic_table
-from model_release.manifest import Policy, Rule, Thresholds
+from model_release.manifest import History, Policy, Rule, Thresholds
+from model_release.recommender import RecommenderRelease
+from model_release.recommender_writer import RecommenderDraft, write_recommender
 from model_release.release import Release
+from model_release.user_tower import VALUE_BITS, VECTOR_BITS, UserTower
 from model_release.writer import Draft, write_release
 
 SEGMENTS = 8
@@ -83,6 +86,26 @@ def write_toy_release(
         training={"seed": seed},
     )
     return write_release(releases, draft, handler or handler_path())
+
+
+def write_toy_recommender(releases: Path | str, items: int = 40, seed: int = 0) -> RecommenderRelease:
+    """Writes a recommender of random vectors for items `i0`, `i1`, ...; another seed is another release."""
+    random = np.random.default_rng(seed)
+    dimensions = 8
+    vectors = random.integers(-(2**VECTOR_BITS), 2**VECTOR_BITS, (items, dimensions - 1)).astype(np.float64)
+    embeddings = random.integers(-(2**VALUE_BITS), 2**VALUE_BITS, (items, dimensions)) * 2.0**-18
+    draft = RecommenderDraft(
+        model="recommender",
+        tower=UserTower(vectors, shift=-2, step_bits=18),
+        item_ids=tuple(f"i{number}" for number in range(items)),
+        item_embeddings=embeddings.astype(np.float32),
+        item_popularity=random.integers(0, 1000, items),
+        history=History(age_weights=(1024, 512, 256), typical_values={"view": 0.5}),
+        model_card=f"# Toy recommender, seed {seed}\n\nRandom vectors, for tests.\n",
+        metrics={},
+        training={"seed": seed},
+    )
+    return write_recommender(releases, draft)
 
 
 def handler_path() -> Path:

@@ -7,10 +7,11 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from feature_store.definitions import FeaturePlan
@@ -28,12 +29,15 @@ from model_release.manifest import (
     MANIFEST_FILE,
     MODULE_FILE,
     Manifest,
+    ManifestBase,
     Policy,
     Thresholds,
     content_hash,
     release_id,
 )
 from model_release.release import Release, open_release
+
+M = TypeVar("M", bound=ManifestBase)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,27 +64,34 @@ def write_release(releases: Path | str, draft: Draft, handler: Path) -> Release:
     Raises:
         ReleaseError: the draft does not fit together, or the folder of this id is there and damaged.
     """
+    return open_release(place_release(releases, lambda folder: _fill(folder, draft, handler)))
+
+
+def place_release(releases: Path | str, fill: Callable[[Path], str]) -> Path:
+    """The release's folder in `releases`, once `fill` has written an empty one whole and given its name.
+
+    A folder of that name is left as it is: equal content has the same name.
+    """
     root = Path(releases)
     root.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=".writing-", dir=root))
     try:
-        manifest = _fill(staging, draft, handler)
-        target = root / manifest.release
+        target = root / fill(staging)
         if not target.exists():
             _sync(staging)
             staging.chmod(0o755)
             try:
                 staging.rename(target)
             except OSError:
-                # Somebody else finished the same release first; theirs is verified below.
+                # Somebody else finished the same release first.
                 if not target.exists():
                     raise
-        return open_release(target)
+        return target
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _fill(folder: Path, draft: Draft, handler: Path) -> Manifest:
+def _fill(folder: Path, draft: Draft, handler: Path) -> str:
     features = draft.plan.features
     rows = np.ascontiguousarray(draft.golden_inputs, dtype="<f4")
     if rows.ndim != 2 or rows.shape[1] != len(features):
@@ -90,7 +101,6 @@ def _fill(folder: Path, draft: Draft, handler: Path) -> Manifest:
     (folder / GOLDEN_INPUTS_FILE).write_bytes(rows.tobytes())
     (folder / GOLDEN_SCORES_FILE).write_bytes(scores.astype("<f4").tobytes())
     (folder / CARD_FILE).write_text(draft.model_card, encoding="utf-8")
-    files = {path.name: _sha256(path) for path in sorted(folder.iterdir())}
     body: dict[str, Any] = {
         "format": FORMAT,
         "model": draft.plan.model,
@@ -102,22 +112,26 @@ def _fill(folder: Path, draft: Draft, handler: Path) -> Manifest:
         "policy": draft.policy.model_dump(mode="json"),
         "metrics": draft.metrics,
         "training": draft.training,
-        "files": files,
     }
+    return sealed(folder, body, Manifest, lambda name: write_archive(folder, name, handler)).release
+
+
+def sealed(folder: Path, body: dict[str, Any], schema: type[M], archived: Callable[[str], Path] | None = None) -> M:
+    """Writes the manifest: `body` with the hashes of the folder's files, and the name that follows from them.
+
+    `archived`: writes the archive, given that name; it is outside the content's hash.
+    """
+    files = {path.name: _sha256(path) for path in sorted(folder.iterdir())}
     # As it will be read back: tuples are lists from here on.
-    body = json.loads(json.dumps(body))
+    body = json.loads(json.dumps({**body, "files": files}))
     digest = content_hash(body)
-    name = release_id(draft.plan.model, digest)
-    archive = write_archive(folder, name, handler)
+    name = release_id(body["model"], digest)
+    if archived is not None:
+        archive = archived(name)
+        files[archive.name] = _sha256(archive)
     created_at = datetime.now(UTC).isoformat(timespec="seconds")
-    manifest = Manifest.model_validate(
-        {
-            **body,
-            "release": name,
-            "content_hash": digest,
-            "created_at": created_at,
-            "files": {**files, archive.name: _sha256(archive)},
-        }
+    manifest = schema.model_validate(
+        {**body, "release": name, "content_hash": digest, "created_at": created_at, "files": files}
     )
     (folder / MANIFEST_FILE).write_bytes(manifest.to_json())
     return manifest
