@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +13,10 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
 from feature_store.dataset import DAY_US, times_us
-from trine_cli.main import main
 
 from models.fraud.sources import load_fraud_reports, load_transactions, truth
 
 START = pd.Timestamp("2018-04-01")
-
-
-@pytest.fixture
-def trine(capsys: pytest.CaptureFixture[str]) -> Any:
-    """Runs `trine` in this process with --json; (exit code, the JSON line or None, stderr)."""
-
-    def run(*words: object) -> tuple[int, Any, str]:
-        with pytest.raises(SystemExit) as exit_info:
-            main([*(str(word) for word in words), "--json"])
-        printed = capsys.readouterr()
-        return int(exit_info.value.code or 0), json.loads(printed.out) if printed.out else None, printed.err
-
-    return run
 
 
 def handbook(rows: int = 500, seed: int = 0) -> pd.DataFrame:

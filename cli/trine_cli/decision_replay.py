@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from batch_scorer.outcome import Replayed, Report
 from batch_scorer.replay import Replay, ServedRelease
 from batch_scorer.vectors import Base
@@ -16,6 +14,7 @@ from model_release import list_releases, open_release, scoring_module
 from trine_cli.errors import BadInput
 from trine_cli.kafka_archive import KafkaArchive
 from trine_cli.kafka_log import Advance
+from trine_cli.parquet_file import write_parquet
 
 
 def replay_decisions(
@@ -54,7 +53,4 @@ def write_outcomes(found: Iterable[Replayed], out: Path) -> None:
             "differences": pa.array([[str(d) for d in r.differences] for r in rows], pa.list_(pa.string())),
         }
     )
-    unfinished = out.with_name(f".{out.name}.unfinished")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table, unfinished)
-    os.replace(unfinished, out)
+    write_parquet(table, out)

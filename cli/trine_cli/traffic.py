@@ -63,6 +63,14 @@ class Traffic:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def last(self, count: int) -> Traffic:
+        """Its last `count` transactions, without reports."""
+        part = slice(max(0, len(self) - count), None)
+        return Traffic(
+            self.ids[part], self.time_us[part], self.customers[part], self.terminals[part], self.amounts[part],
+            self.currencies[part], [], np.zeros(0, dtype=np.int64),
+        )  # fmt: skip
+
     def transaction(self, i: int) -> Transaction:
         """Transaction `i` as the API takes it."""
         message = Transaction(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -33,8 +32,9 @@ def compute(
     json: Json = False,
 ) -> None:
     """One row a transaction: its features as they were known at its own time."""
-    import pyarrow.parquet as pq
     from feature_store.offline import compute_features
+
+    from trine_cli.parquet_file import write_parquet
 
     output = Output(json)
     plan = plan_of(model)
@@ -43,10 +43,7 @@ def compute(
         first = None if from_ is None else moment_us(from_, "--from")
         table = compute_features(plan, transactions, first, None if to is None else moment_us(to, "--to"))
         advance(1)
-    unfinished = out.with_name(f".{out.name}.unfinished")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table, unfinished)
-    os.replace(unfinished, out)
+    write_parquet(table, out)
     seconds = time.monotonic() - began
     output.note(f"{table.num_rows:,} rows of {len(plan.features)} features in {seconds:.1f} s: {out}")
     output.result({"rows": table.num_rows, "features": list(plan.features), "seconds": round(seconds, 3)})

@@ -40,8 +40,8 @@ def command(
 ) -> None:
     """Send transactions in the order of their event times and sum up the answers. Exit code 5 where one got none."""
     import numpy as np
-    from trine.scoring.v1.scoring_pb2 import ScoreSource, Verdict
 
+    from trine_cli.decision_words import source_of, verdict_of
     from trine_cli.traffic import SendOptions, load_traffic, send
 
     output = Output(json)
@@ -66,8 +66,8 @@ def command(
                 example = example or reply.detail
             else:
                 latency_s.append(reply.latency_s)
-                verdicts[Verdict.Name(reply.response.verdict).removeprefix("VERDICT_").lower()] += 1
-                sources[ScoreSource.Name(reply.response.source).removeprefix("SCORE_SOURCE_").lower()] += 1
+                verdicts[verdict_of(reply.response)] += 1
+                sources[source_of(reply.response)] += 1
                 if reply.response.fallback_reason:
                     reasons[reply.response.fallback_reason] += 1
             advance(1)

@@ -34,6 +34,8 @@ def command(
     from inference_gateway.money import minor_units
     from trine.scoring.v1 import scoring_pb2, scoring_pb2_grpc
 
+    from trine_cli.decision_words import source_of, verdict_of
+
     try:
         minor = minor_units(amount, currency)
     except ValueError as error:
@@ -61,12 +63,10 @@ def command(
                 raise BadInput(reason + hint) from error
             raise Unavailable(f"{target}: {reason}") from error
         took_ms = (time.perf_counter() - began) * 1e3
-    verdict = scoring_pb2.Verdict.Name(found.verdict).removeprefix("VERDICT_").lower()
-    source = scoring_pb2.ScoreSource.Name(found.source).removeprefix("SCORE_SOURCE_").lower()
     rows: list[tuple[str, object]] = [
-        ("verdict", verdict),
+        ("verdict", verdict_of(found)),
         ("score", f"{found.score:.6f}"),
-        ("source", source + (f" ({found.fallback_reason})" if found.fallback_reason else "")),
+        ("source", source_of(found) + (f" ({found.fallback_reason})" if found.fallback_reason else "")),
         ("release", found.release),
         ("feature lag", f"{found.feature_lag_ms:,} ms"),
         ("new", ", ".join(found.new_entities) or "-"),

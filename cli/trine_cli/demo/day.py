@@ -37,12 +37,7 @@ def load_day(dataset: Path, day_us: int) -> Day:
 
 def load_warm_up(dataset: Path, day_us: int, count: int) -> Traffic:
     """The last transactions before the day. A state rebuilt until then knows them: sent again, they change nothing."""
-    evening = load_traffic(dataset, day_us - DAY_US, day_us)
-    last = slice(max(0, len(evening) - count), None)
-    return Traffic(
-        evening.ids[last], evening.time_us[last], evening.customers[last], evening.terminals[last],
-        evening.amounts[last], evening.currencies[last], [], np.zeros(0, dtype=np.int64),
-    )  # fmt: skip
+    return load_traffic(dataset, day_us - DAY_US, day_us).last(count)
 
 
 class Sending:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from datetime import datetime
-from http import HTTPStatus
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Header, Request, Response
-from fastapi.exceptions import RequestValidationError
+from fastapi import FastAPI, Header, Response
 from fastapi.responses import JSONResponse
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StrictInt, StrictStr
 from service_kit.health import Health
 from service_kit.http_server import health_router
 from service_kit.metrics import Metrics
-from starlette.exceptions import HTTPException
+from service_kit.problems import ProblemBody, answer_with_problems, problem
 from trine.scoring.v1 import scoring_pb2 as scoring
 
 from inference_gateway.errors import GatewayError, InvalidRequest, NotRecorded, PayloadConflict
@@ -24,7 +21,6 @@ from inference_gateway.transaction_adapter import REPEATED
 from inference_gateway.work import Answer
 
 MAX_BODY_BYTES = 16_384
-_PROBLEM = "application/problem+json"
 _STATUSES = {InvalidRequest: 422, PayloadConflict: 409, NotRecorded: 503}
 
 
@@ -83,43 +79,12 @@ class DecisionBody(BaseModel):
     repeated_request: bool
 
 
-class ProblemBody(BaseModel):
-    """RFC 9457."""
-
-    type: str = "about:blank"
-    title: str
-    status: int
-    detail: str
-    field: str = ""
-
-
 def build_app(scorer: Scorer, health: Health, metrics: Metrics) -> FastAPI:
     """The REST app: scoring, OpenAPI page at /docs, /livez, /readyz, /metrics."""
     app = FastAPI(title="Trine inference gateway", version="1", redoc_url=None)
     app.include_router(health_router(health, metrics))
 
-    @app.middleware("http")
-    async def limit_body(request: Request, call: Callable[[Request], Awaitable[Response]]) -> Response:
-        if request.method == "POST":
-            length = request.headers.get("content-length", "")
-            if not length.isdigit() or int(length) > MAX_BODY_BYTES:
-                found = f"{length} bytes" if length.isdigit() else "no length"
-                return problem(422, f"body: has {found}; must have at most {MAX_BODY_BYTES} bytes", "body")
-        return await call(request)
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        where = [str(part) for part in first["loc"] if part != "body"]
-        field = "body" if first["type"] == "json_invalid" or not where else ".".join(where)
-        return problem(422, f"{field}: {first['msg']}", field)
-
-    @app.exception_handler(HTTPException)
-    async def refused(_: Request, error: HTTPException) -> Response:
-        if error.status_code == HTTPStatus.BAD_REQUEST:
-            # JSON that its parser gives up on, e.g. nested too deeply.
-            return problem(422, f"body: {error.detail}", "body")
-        return problem(error.status_code, str(error.detail), "")
+    answer_with_problems(app, MAX_BODY_BYTES)
 
     @app.post(
         "/v1/transactions:score",
@@ -156,13 +121,6 @@ _RESPONSES = {
     422: "A field is wrong; `field` names it",
     503: "The transaction could be recorded nowhere",
 }
-
-
-def problem(status: int, detail: str, field: str) -> JSONResponse:
-    """An RFC 9457 body."""
-    titles = {409: "Conflict", 422: "Invalid request", 503: "Not recorded", 404: "Not found", 405: "Method not allowed"}
-    body = ProblemBody(title=titles.get(status, "Error"), status=status, detail=detail, field=field)
-    return JSONResponse(body.model_dump(), status, media_type=_PROBLEM)
 
 
 def _refusal(scorer: Scorer, error: InvalidRequest) -> Response:
