@@ -44,6 +44,20 @@ def plan_of(settings: WorkerSettings) -> FeaturePlan:
         raise StartRefused(str(error)) from error
 
 
+def refuse_eviction(client: redis.Redis) -> None:
+    """Raises StartRefused where Redis may drop feature state. One that is away is waited for later."""
+    try:
+        policy = client.config_get("maxmemory-policy").get("maxmemory-policy")
+    except redis.RedisError as error:
+        log.warning("started without Redis", reason=str(error))
+        return
+    if policy != "noeviction":
+        raise StartRefused(
+            f"Redis has maxmemory-policy {policy!r}, which drops feature state when memory is short;"
+            " set it to noeviction"
+        )
+
+
 async def start(life: Lifecycle, settings: WorkerSettings) -> None:
     plan = plan_of(settings)
     try:
@@ -65,6 +79,7 @@ async def start(life: Lifecycle, settings: WorkerSettings) -> None:
         settings.redis_url, socket_timeout=5, socket_connect_timeout=2, retry=Retry(NoBackoff(), 0)
     )
     life.on_stop("redis", client.close)
+    refuse_eviction(client)
     # Unique to this life: a writer that was killed and one that took its place are not the same.
     owner = f"{settings.worker_id}/{uuid.uuid4().hex[:12]}"
     onlooker = kafka.onlooker(settings, "rekey")

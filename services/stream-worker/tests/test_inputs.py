@@ -17,6 +17,7 @@ from feature_store.sharding import shard_of
 from feature_store.updates import StateWriter, tail_field
 from tests.stream_scene import DAY_US, START_US, Load, NewScene, Scene, until
 from trine.events.v1.events_pb2 import FraudReport, Transaction
+from trine_cli.local.fixtures import PrivateRedis
 from trine_cli.local.topics import create_topics
 
 
@@ -277,6 +278,12 @@ def test_starts_while_redis_is_away(new_scene: NewScene) -> None:
     worker = scene.worker(wait=False, redis_url="redis://127.0.0.1:9/0")
     until(lambda: "redis" in _degraded(scene, worker.pid), 20)
     assert worker.stop() == 0
+
+
+def test_a_redis_that_evicts_is_refused_at_start(new_scene: NewScene, private_redis: PrivateRedis) -> None:
+    worker = new_scene().worker(wait=False, redis_url=private_redis(maxmemory_policy="allkeys-lru").url)
+    assert worker.wait(20) == 78
+    assert "noeviction" in worker.log.read_text()
 
 
 def test_refuses_to_start_with_a_plan_it_cannot_run(new_scene: NewScene) -> None:
