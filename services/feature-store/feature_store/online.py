@@ -16,11 +16,7 @@ from typing import Any, NamedTuple, Self, cast
 
 import hiredis
 import numpy as np
-import redis.asyncio
 from numpy.typing import NDArray
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import NoScriptError, RedisError
 
 from feature_store import keys as names
 from feature_store.assemble import request_matrix, view_matrix
@@ -36,6 +32,7 @@ from feature_store.online_types import (
     Outcome,
     ViewRead,
 )
+from feature_store.redis_link import Command, LinkDown, RedisLink
 from feature_store.sharding import shard_of
 from feature_store.state import NewEvents, union
 from feature_store.updates import needs_tail, tail_field
@@ -68,14 +65,14 @@ class OnlineFeatures:
 
     def __init__(
         self,
-        client: redis.asyncio.Redis,
+        link: RedisLink,
         plan: FeaturePlan,
         shards: int,
         lease_ms: int = 1_000,
         ledger_ttl_ms: int = 3_600_000,
         tail_ttl_ms: int = 7 * 86_400_000,
     ) -> None:
-        self._redis = client
+        self._link = link
         self._plan = plan
         self._shards = shards
         self._ledger_ttl_ms = ledger_ttl_ms
@@ -115,45 +112,41 @@ class OnlineFeatures:
 
         Raises StoreMisconfigured where Redis may evict keys, StoreUnavailable where it does not answer.
         """
-        pool = redis.asyncio.ConnectionPool.from_url(
-            url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s, retry=Retry(NoBackoff(), 0)
-        )
-        pool.connection_class = type("PackedConnection", (_Packed, pool.connection_class), {})
-        client = redis.asyncio.Redis.from_pool(pool)
-        self = cls(client, plan, shards, **settings)
+        self = cls(RedisLink(url, timeout_s), plan, shards, **settings)
         try:
             await self.check()
         except BaseException:
-            await client.aclose()
+            await self.close()
             raise
         return self
 
     async def check(self) -> None:
         """Raises StoreMisconfigured or StoreUnavailable where Redis cannot serve; loads the scripts."""
         try:
-            policy = (await self._redis.config_get("maxmemory-policy")).get("maxmemory-policy")
-            if policy not in ("noeviction", b"noeviction"):
+            found = await self._link.call("CONFIG", "GET", "maxmemory-policy")
+            policy = found[1].decode() if found else ""
+            if policy != "noeviction":
                 raise StoreMisconfigured(
                     f"Redis has maxmemory-policy {policy!r}, which drops feature state when memory is short;"
                     " set it to noeviction"
                 )
             await self._load()
-        except (RedisError, OSError, TimeoutError) as error:
+        except (LinkDown, hiredis.ReplyError) as error:
             raise StoreUnavailable(str(error)) from error
 
     async def close(self) -> None:
-        await self._redis.aclose()
+        await self._link.close()
 
     async def _load(self) -> None:
-        self._read_sha = await self._redis.script_load(READ)
-        self._tidy_sha = await self._redis.script_load(TIDY)
+        self._read_sha = await self._link.call("SCRIPT", "LOAD", READ)
+        self._tidy_sha = await self._link.call("SCRIPT", "LOAD", TIDY)
 
     async def _current_version(self) -> str:
         """The served state version, read at most once a second."""
         now = time.monotonic()
         if not self._version or now - self._version_read > 1.0:
             self._version_read = now
-            found = cast(bytes | None, await self._redis.get(names.VERSION_POINTER))
+            found = cast(bytes | None, await self._link.call("GET", names.VERSION_POINTER))
             self._version = (found or names.FIRST_VERSION.encode()).decode()
         return self._version
 
@@ -180,16 +173,18 @@ class OnlineFeatures:
                     break
                 # The served version is another one since it was last looked up; the script did nothing.
                 version = self._version = reply[0].decode()
-        except (RedisError, OSError, TimeoutError) as error:
+        except (LinkDown, hiredis.ReplyError) as error:
             raise StoreUnavailable(f"reading features: {error}") from error
         return self._assembled(requests, ids, reply[1], reply[2], version)
 
     async def _run_read(self, keys_and_args: list[Any]) -> list[Any]:
         try:
-            return cast(list[Any], await self._redis.evalsha(self._read_sha, *keys_and_args))
-        except NoScriptError:
+            return cast(list[Any], await self._link.call("EVALSHA", self._read_sha, *keys_and_args))
+        except hiredis.ReplyError as error:
+            if not str(error).startswith("NOSCRIPT"):
+                raise
             await self._load()
-            return cast(list[Any], await self._redis.evalsha(self._read_sha, *keys_and_args))
+            return cast(list[Any], await self._link.call("EVALSHA", self._read_sha, *keys_and_args))
 
     def _place(self, v: int, key: str, version: str) -> tuple[int, list[bytes]]:
         """An entity's shard, and its keys in a view: meta, state and, where the view has one, tail."""
@@ -342,21 +337,25 @@ class OnlineFeatures:
     async def remember(self, replies: Sequence[tuple[str, bytes, bytes]]) -> None:
         """Keep (event id, fingerprint, reply) for repeats of the request. Raises StoreUnavailable."""
         untidy, self._untidy = self._untidy, {}
-        pipe = self._redis.pipeline(transaction=False)
-        for event_id, fingerprint, reply in replies:
-            pipe.set(names.ledger(event_id), fingerprint + b"D" + reply, px=self._ledger_ttl_ms)
+        commands: list[Command] = [
+            ("SET", names.ledger(event_id), fingerprint + b"D" + reply, "PX", self._ledger_ttl_ms)
+            for event_id, fingerprint, reply in replies
+        ]
         for (tail, entry), meta in untidy.items():
-            pipe.evalsha(self._tidy_sha, 2, tail, meta, entry)
+            commands.append(("EVALSHA", self._tidy_sha, 2, tail, meta, entry))
         try:
-            await pipe.execute(raise_on_error=False)
-        except (RedisError, OSError, TimeoutError) as error:
+            refused = [r for r in await self._link.later(commands) if isinstance(r, hiredis.ReplyError)]
+        except LinkDown as error:
             raise StoreUnavailable(f"remembering replies: {error}") from error
+        # A script that Redis has forgotten leaves entries in tails; the next read notes them again.
+        if refused and not all(str(r).startswith("NOSCRIPT") for r in refused):
+            raise StoreUnavailable(f"remembering replies: {refused[0]}")
 
     async def recall(self, event_id: str, fingerprint: bytes) -> tuple[Outcome, bytes | None]:
         """What the ledger says: NEW (nothing, or a lease that ran out), PENDING, REPEATED with the reply, CONFLICT."""
         try:
-            seen = cast(bytes | None, await self._redis.get(names.ledger(event_id)))
-        except (RedisError, OSError, TimeoutError) as error:
+            seen = cast(bytes | None, await self._link.call("GET", names.ledger(event_id)))
+        except (LinkDown, hiredis.ReplyError) as error:
             raise StoreUnavailable(f"recalling a reply: {error}") from error
         if seen is None:
             return Outcome.NEW, None
@@ -377,22 +376,25 @@ class OnlineFeatures:
         view = self._plan.views[v]
         try:
             version = await self._current_version()
-            pipe = self._redis.pipeline(transaction=True)
+            commands: list[Command] = [("MULTI",)]
             for key in entity_keys:
                 shard = shard_of(key, self._shards)
                 args = (view.entity.name, shard, version)
-                pipe.hmget(names.meta(*args), "offset", "clock", "progress_us", "topic_id")
-                pipe.get(names.state_prefix(*args, view.name) + key)
-                pipe.hgetall(names.tail_prefix(*args, view.name) + key)
-            found = await pipe.execute()
-        except (RedisError, OSError, TimeoutError) as error:
+                commands += (
+                    ("HMGET", names.meta(*args), "offset", "clock", "progress_us", "topic_id"),
+                    ("GET", names.state_prefix(*args, view.name) + key),
+                    ("HGETALL", names.tail_prefix(*args, view.name) + key),
+                )
+            found = (await self._link.calls([*commands, ("EXEC",)]))[-1]
+            if isinstance(found, hiredis.ReplyError):
+                raise found
+        except (LinkDown, hiredis.ReplyError) as error:
             raise StoreUnavailable(f"reading features: {error}") from error
         metas, states, tails = found[0::3], found[1::3], found[2::3]
-        flat = [[x for pair in t.items() for x in pair] for t in tails]
         state = self._codecs[v].decode(states)
         group = np.arange(len(entity_keys), dtype=np.int64)
         queries = Queries(group, np.full(len(group), as_of_us, dtype=np.int64), np.full(len(group), LAST_ID))
-        values = view_matrix(view, state, _tail_events(view, self._rows[v], flat), queries)
+        values = view_matrix(view, state, _tail_events(view, self._rows[v], tails), queries)
         events = np.bincount(state.group, minlength=len(entity_keys)).tolist()
         now_us = time.time_ns() // 1_000
         return [
@@ -405,14 +407,6 @@ class OnlineFeatures:
             )
             for i, key in enumerate(entity_keys)
         ]
-
-
-class _Packed:
-    """Packs commands in C; mixed into redis-py's connections, which do it value by value in Python."""
-
-    def pack_command(self, *args: Any) -> list[bytes]:  # Any: whatever redis-py passes on
-        # redis-py names a subcommand with a space in it.
-        return [hiredis.pack_command((*args[0].split(), *args[1:]))]
 
 
 class _ShardRead(NamedTuple):

@@ -1,9 +1,10 @@
-"""Adaptive micro-batching: a lone request waits for nobody; the more are under way, the more go together.
+"""Adaptive micro-batching without timers: a lone request waits for nobody; while a batch is worked on, more gather.
 
-A batch starts when a lane is free and it holds a quarter of all that are under way (waiting, or in this and later
-stages), or after `patience_s`. So one request at a time is a batch of one at once, and 64 clients that call in a
-closed loop make batches of about 16: what a batch costs once (a round trip, NumPy's calls) is shared. What waits is
-bounded by who adds (the scorer's limit); a batch holds at most `max_items`.
+One batch at a time is the rule, so that batches grow with the load by themselves and what a batch costs once (a round
+trip, NumPy's calls) is shared by more. Further lanes are for full batches, where nothing is gained by gathering, and
+for what has waited for `patience_s` behind one that may be stuck.
+`held` keeps a stage from running ahead of the next one, whose batches would be as small as this one's.
+What waits is bounded by who adds (the scorer's limit); a batch holds at most `max_items`.
 """
 
 from __future__ import annotations
@@ -16,8 +17,6 @@ from typing import Generic, TypeVar
 from service_kit.logs import get_logger
 
 T = TypeVar("T")
-#: A batch holds at least one of so many that are under way.
-_SHARE = 4
 
 log = get_logger(__name__)
 
@@ -25,7 +24,8 @@ log = get_logger(__name__)
 class Batcher(Generic[T]):
     """`work` is run on each batch, at most `lanes` at a time. Owns the tasks it starts.
 
-    `under_way`: how many there are in all, these included; None: a batch starts within `add`, whatever it holds.
+    `held`: says whether batches have to wait; who changes its mind calls `look`. `together`: what is added within one
+    turn of the event loop goes together; else a batch starts within `add`.
     """
 
     def __init__(
@@ -34,12 +34,14 @@ class Batcher(Generic[T]):
         *,
         lanes: int,
         max_items: int,
-        under_way: Callable[[], int] | None = None,
-        patience_s: float = 0.004,
+        held: Callable[[], bool] = lambda: False,
+        together: bool = False,
+        patience_s: float = 0.02,
     ) -> None:
         self._work, self._lanes, self._max_items = work, lanes, max_items
-        self._under_way, self._patience_s = under_way, patience_s
+        self._held, self._together, self._patience_s = held, together, patience_s
         self._timer: asyncio.TimerHandle | None = None
+        self._impatient = False
         self._waiting: deque[T] = deque()
         self._running: set[asyncio.Task[None]] = set()
         self._planned = False
@@ -50,7 +52,7 @@ class Batcher(Generic[T]):
 
     def add(self, items: Iterable[T]) -> None:
         self._waiting.extend(items)
-        self._plan()
+        self.look()
 
     async def moved(self) -> None:
         """Until a batch has ended; at once (a turn of the loop) where none runs."""
@@ -64,30 +66,36 @@ class Batcher(Generic[T]):
         while self._waiting or self._running:
             await self.moved()
 
-    def _plan(self) -> None:
-        if self._planned or not self._waiting or len(self._running) >= self._lanes:
+    def look(self) -> None:
+        """Start what can be started."""
+        if self._planned or not self._waiting:
             return
-        if self._under_way is None:
-            self._start()
-        else:
-            # At the end of this turn of the loop: what arrives in one turn goes together.
+        if not self._may_start():
+            if self._timer is None and len(self._running) < self._lanes:
+                self._timer = asyncio.get_running_loop().call_later(self._patience_s, self._waited_enough)
+        elif self._together:
             self._planned = True
-            asyncio.get_running_loop().call_soon(self._start_if_enough)
-
-    def _start_if_enough(self) -> None:
-        self._planned = False
-        count = len(self._waiting)
-        if self._under_way is None or count >= self._max_items or count * _SHARE >= self._under_way():
+            asyncio.get_running_loop().call_soon(self._start)
+        else:
             self._start()
-        elif self._timer is None and count:
-            self._timer = asyncio.get_running_loop().call_later(self._patience_s, self._start)
+
+    def _may_start(self) -> bool:
+        busy = len(self._running)
+        if busy == 0 or (busy < self._lanes and (self._impatient or len(self._waiting) >= self._max_items)):
+            return not self._held()
+        return False
+
+    def _waited_enough(self) -> None:
+        self._timer, self._impatient = None, True
+        self.look()
 
     def _start(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._planned = False
         waiting = self._waiting
-        while waiting and len(self._running) < self._lanes:
+        while waiting and self._may_start():
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer, self._impatient = None, False
             if len(waiting) <= self._max_items:
                 batch = list(waiting)
                 waiting.clear()
@@ -96,6 +104,8 @@ class Batcher(Generic[T]):
             task = asyncio.create_task(self._run(batch))
             self._running.add(task)
             task.add_done_callback(self._ended)
+        if waiting:
+            self.look()
 
     async def _run(self, batch: list[T]) -> None:
         try:
@@ -106,4 +116,4 @@ class Batcher(Generic[T]):
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._running.discard(task)
-        self._plan()
+        self.look()

@@ -46,11 +46,12 @@ class FeatureStage:
         *,
         lanes: int,
         max_requests: int,
-        under_way: Callable[[], int],
     ) -> None:
         self._access, self._recorder, self._model, self._answering = access, recorder, model, answering
         self._decider, self._metrics, self._spawn = decider, metrics, spawn
-        self._batcher: Batcher[Work] = Batcher(self._run, lanes=lanes, max_items=max_requests, under_way=under_way)
+        # While a batch waits for the model, reading one more would only make it two small ones.
+        self._batcher: Batcher[Work] = Batcher(self._run, lanes=lanes, max_items=max_requests, together=True)
+        model.on_taken(self._batcher.look)
 
     def __len__(self) -> int:
         """How many requests wait."""

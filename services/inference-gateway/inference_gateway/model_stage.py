@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import numpy as np
 from model_release.release import Release
@@ -34,10 +35,20 @@ class ModelStage:
     ) -> None:
         self._server, self._release, self._answering, self._metrics = server, release, answering, metrics
         self._min_s = min_s
+        self._taken: Callable[[], None] = lambda: None
         self._batcher: Batcher[Work] = Batcher(self._call, lanes=lanes, max_items=max_rows)
         self._circuit = Circuit(
             "model", self._check, health, every_s=0.2, probe_timeout_s=10.0, start_open="not checked yet"
         )
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait for a call to begin."""
+        return len(self._batcher)
+
+    def on_taken(self, listener: Callable[[], None]) -> None:
+        """Call `listener` whenever a call has begun with those that waited."""
+        self._taken = listener
 
     @property
     def usable(self) -> bool:
@@ -61,6 +72,7 @@ class ModelStage:
         await self._server.check(self._release)
 
     async def _call(self, gathered: list[Work]) -> None:
+        self._taken()
         began = time.perf_counter()
         works: list[Work] = []
         late: list[Work] = []

@@ -66,9 +66,7 @@ class Scorer:
         )  # fmt: skip
         self._features = FeatureStage(
             access, recorder, self._model, self._answering, decider, metrics, self._spawn,
-            lanes=tuning.feature_lanes, max_requests=tuning.max_batch,
-            under_way=lambda: len(self._memory),
-        )  # fmt: skip
+            lanes=tuning.feature_lanes, max_requests=tuning.max_batch,        )  # fmt: skip
         self._wheel: DeadlineWheel[Work] = DeadlineWheel(self._overdue)
 
     def submit(

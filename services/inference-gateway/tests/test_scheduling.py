@@ -22,7 +22,7 @@ async def eventually(check: Callable[[], bool], timeout_s: float = 5.0) -> None:
     assert check()
 
 
-async def test_a_lone_request_waits_for_nobody_and_a_crowd_goes_together() -> None:
+async def test_a_lone_request_waits_for_nobody_and_a_crowd_gathers_behind_it() -> None:
     batches: list[list[int]] = []
     gate = asyncio.Event()
 
@@ -30,45 +30,60 @@ async def test_a_lone_request_waits_for_nobody_and_a_crowd_goes_together() -> No
         batches.append(batch)
         await gate.wait()
 
-    batcher = Batcher(work, lanes=2, max_items=4, under_way=lambda: 0)
-    batcher.add([1])
-    await eventually(lambda: batches == [[1]])
-    for i in (2, 3):
+    batcher = Batcher(work, lanes=2, max_items=4, together=True, patience_s=60)
+    for i in (1, 2):
         batcher.add([i])  # one turn of the loop: together
-    await eventually(lambda: batches == [[1], [2, 3]])
-    for i in range(4, 11):
+    await eventually(lambda: batches == [[1, 2]])
+    for i in (3, 4, 5):
+        batcher.add([i])
+        await asyncio.sleep(0)
+    assert len(batches) == 1, "a batch that could still grow waits for the one that is worked on"
+    batcher.add([6])
+    await eventually(lambda: batches[1:] == [[3, 4, 5, 6]])
+    for i in range(7, 13):
         batcher.add([i])
         await asyncio.sleep(0)
     assert len(batches) == 2, "both lanes are busy"
-    assert len(batcher) == 7
+    assert len(batcher) == 6
     gate.set()
     await batcher.idle()
-    assert batches[2:] == [[4, 5, 6, 7], [8, 9, 10]]
+    assert batches[2:] == [[7, 8, 9, 10], [11, 12]]
 
 
-async def test_a_batch_holds_a_quarter_of_what_is_under_way_or_starts_after_a_while() -> None:
+async def test_nobody_waits_for_long_behind_one_that_is_stuck() -> None:
     batches: list[list[int]] = []
-    under_way = 16
+    gate = asyncio.Event()
+
+    async def work(batch: list[int]) -> None:
+        batches.append(batch)
+        await gate.wait()
+
+    batcher = Batcher(work, lanes=2, max_items=8, patience_s=0.01)
+    batcher.add([0])
+    batcher.add([1])
+    batcher.add([2])
+    await eventually(lambda: batches == [[0], [1, 2]])
+    batcher.add([3])
+    gate.set()
+    await batcher.idle()
+    assert batches == [[0], [1, 2], [3]]
+
+
+async def test_a_stage_does_not_run_ahead_of_the_next() -> None:
+    batches: list[list[int]] = []
+    held = True
 
     async def work(batch: list[int]) -> None:
         batches.append(batch)
 
-    batcher = Batcher(work, lanes=2, max_items=8, under_way=lambda: under_way, patience_s=0.02)
+    batcher = Batcher(work, lanes=1, max_items=8, held=lambda: held)
     for i in range(3):
         batcher.add([i])
         await asyncio.sleep(0.001)
     assert batches == []
-    batcher.add([3])
-    await eventually(lambda: batches == [[0, 1, 2, 3]])
-    began = time.perf_counter()
-    batcher.add([4])
-    await eventually(lambda: batches[1:] == [[4]])
-    assert time.perf_counter() - began >= 0.015
-    under_way = 4
-    began = time.perf_counter()
-    batcher.add([5])
-    await eventually(lambda: batches[2:] == [[5]])
-    assert time.perf_counter() - began < 0.015
+    held = False
+    batcher.look()
+    await eventually(lambda: batches == [[0, 1, 2]])
 
 
 async def test_a_failing_batch_frees_its_lane() -> None:
