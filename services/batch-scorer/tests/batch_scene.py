@@ -108,13 +108,18 @@ class Scene:
     def folders(self) -> list[str]:
         return sorted(path.name for path in (self.warehouse / "runs" / "shop").glob("*"))
 
-    def driver(self, cutoff_us: int, do: str = "", **changes: object) -> subprocess.Popen[bytes]:
-        """A driver as a process of its own. `do`: what it does to itself, `<signal>:<stage>[:moved]`."""
+    def driver(
+        self, cutoff_us: int, do: str = "", *, file_bytes: int | None = None, **changes: object
+    ) -> subprocess.Popen[bytes]:
+        """A driver as a process of its own. `do`: what it does to itself, `<signal>:<stage>[:moved]`.
+
+        `file_bytes`: no file of its or of its children's grows beyond.
+        """
         settings = self.settings(**changes).model_dump(mode="json")
         path = os.pathsep.join([str(HERE.parent), *(p for p in sys.path if p)])
-        command = [sys.executable, "-m", "tests.batch_scene", json.dumps(settings), str(cutoff_us), do]
-        log = (self.scratch.parent / f"driver-{time.time_ns()}.log").open("wb")
-        with log:
+        limit = [] if file_bytes is None else ["prlimit", f"--fsize={file_bytes}"]
+        command = [*limit, sys.executable, "-m", "tests.batch_scene", json.dumps(settings), str(cutoff_us), do]
+        with (self.scratch.parent / f"driver-{time.time_ns()}.log").open("wb") as log:
             return subprocess.Popen(command, env=os.environ | {"PYTHONPATH": path}, stdout=log, stderr=log)
 
 

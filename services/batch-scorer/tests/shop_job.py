@@ -5,7 +5,9 @@ Read by the runner's tests; a real job lives beside its model, in `models/<name>
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from batch_scorer.job import BatchJob, Checks, Need, Output
@@ -53,3 +55,23 @@ JOB = BatchJob(
     checks=Checks(max_psi=0.25, drift=("score",)),
     description="An example: customers by what they spent in 30 days.",
 )
+
+
+def without_some(inputs: Inputs, population: DataFrame, scored: DataFrame) -> DataFrame:
+    """A `combine` that forgets every key that begins with 1."""
+    return scored.where("key not like '1%'")
+
+
+def one_amount_for_all(inputs: Inputs, rows: DataFrame) -> DataFrame:
+    """Features that say the same of everybody, as after a join that found nothing."""
+    from pyspark.sql import functions as f
+
+    return rows.select("key", *(f.lit(1.0).cast("float").alias(name) for name in PLAN.features))
+
+
+@dataclass(frozen=True)
+class WrongGolden(ModuleScoring):
+    """Scoring on a machine that computes otherwise than the one that wrote the release."""
+
+    def golden(self, folder: Path) -> str:
+        return "1 of 256 golden rows differ"
