@@ -16,14 +16,14 @@ from feature_store.ids import id64
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.fraud.bad_rows import BadRows, RowCheck
-from models.fraud.errors import BadRowsError
 from models.fraud.import_amounts import amounts_minor
 from models.fraud.import_mapping import ImportOptions
-from models.fraud.import_text import ids64
-from models.fraud.import_times import times_us
 from models.fraud.importer import import_dataset
 from models.fraud.sources import load_transactions
+from models.importing.bad_rows import BadRows, RowCheck
+from models.importing.errors import BadRowsError
+from models.importing.text import ids64
+from models.importing.times import times_us
 
 GOOD: dict[str, object] = {
     "transaction_id": "a1",

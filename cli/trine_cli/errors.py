@@ -50,6 +50,8 @@ EXIT_CODES = {
     "feature_store.online.StoreMisconfigured": UNAVAILABLE,
     "model_release.errors.ReleaseError": BAD_INPUT,
     "models.fraud.errors.FraudDataError": BAD_INPUT,
+    "models.importing.errors.ImportFailed": BAD_INPUT,
+    "models.recommender.errors.RecommenderError": BAD_INPUT,
     "service_kit.settings.SettingsError": BAD_INPUT,
     "redis.exceptions.ConnectionError": UNAVAILABLE,
     "redis.exceptions.TimeoutError": UNAVAILABLE,

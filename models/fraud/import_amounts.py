@@ -13,9 +13,9 @@ import pyarrow as pa
 from feature_store.validation import MAX_MINOR
 from numpy.typing import NDArray
 
-from models.fraud.arrow_compute import pc
-from models.fraud.bad_rows import RowCheck
-from models.fraud.import_text import missing, text_of
+from models.importing.arrow_compute import pc
+from models.importing.bad_rows import RowCheck
+from models.importing.text import missing, text_of
 
 _MOST_DIGITS = 4
 # How far short float64 arithmetic (a product, a sum of a few) may leave an amount from its nearest float64.

@@ -8,7 +8,8 @@ from typing import Literal
 
 from feature_store.validation import CURRENCIES
 
-from models.fraud.errors import SourceError
+from models.importing.columns import TimeUnit, require_delimiter, require_fields, resolve
+from models.importing.errors import SourceError
 
 # Field → the handbook's name. A field's own name is recognised too, and before it.
 HANDBOOK = {
@@ -26,7 +27,6 @@ REPORT_FIELDS = ("transaction_id", "reported_at")
 REPORT_OPTIONAL = ("fraud", "scenario")
 
 AmountUnit = Literal["major", "minor"]
-TimeUnit = Literal["s", "ms", "us", "ns"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,35 +47,15 @@ class ImportOptions:
     skip_bad_rows: bool = False
 
     def __post_init__(self) -> None:
-        _require_fields(self.columns, (*TRANSACTION_FIELDS, *TRANSACTION_OPTIONAL))
-        _require_fields(self.report_columns, (*REPORT_FIELDS, *REPORT_OPTIONAL))
+        require_fields(self.columns, (*TRANSACTION_FIELDS, *TRANSACTION_OPTIONAL))
+        require_fields(self.report_columns, (*REPORT_FIELDS, *REPORT_OPTIONAL))
         if self.currency not in CURRENCIES:
             raise SourceError(f"currency is {self.currency!r}, must be an ISO 4217 code such as EUR")
-        if len(self.delimiter) != 1:
-            raise SourceError(f"delimiter is {self.delimiter!r}, must be one character")
+        require_delimiter(self.delimiter)
 
 
-def resolve(
+def resolve_columns(
     file: str, present: Sequence[str], told: Mapping[str, str], required: Sequence[str], optional: Sequence[str]
 ) -> dict[str, str]:
-    """Field → column of one file. Raises SourceError, naming the field, where a required or a told one is not there."""
-    found: dict[str, str] = {}
-    for name in (*required, *optional):
-        candidates = [told[name]] if name in told else [name, HANDBOOK.get(name, name)]
-        column = next((candidate for candidate in candidates if candidate in present), None)
-        if column is not None:
-            if present.count(column) > 1:
-                raise SourceError(f"{file}: two columns are called {column}")
-            found[name] = column
-        elif name in told or name in required:
-            raise SourceError(
-                f"{file}: no column {' or '.join(dict.fromkeys(candidates))} for {name}; "
-                f"the columns are {', '.join(present)}. Say which with --map {name}=COLUMN"
-            )
-    return found
-
-
-def _require_fields(told: Mapping[str, str], known: Sequence[str]) -> None:
-    for name in told:
-        if name not in known:
-            raise SourceError(f"no field is called {name}; the fields are {', '.join(known)}")
+    """`models.importing.columns.resolve` with the handbook's names. Raises SourceError."""
+    return resolve(file, present, told, required, optional, {name: (other,) for name, other in HANDBOOK.items()})

@@ -20,9 +20,6 @@ from feature_store.day_sort import DaySort
 from feature_store.validation import CURRENCIES, MINOR_DIGITS
 from numpy.typing import NDArray
 
-from models.fraud.arrow_compute import pc
-from models.fraud.bad_rows import EXAMPLES_KEPT, BadRows, RowCheck
-from models.fraud.errors import BadRowsError, SourceError
 from models.fraud.import_amounts import amounts_minor
 from models.fraud.import_mapping import (
     REPORT_FIELDS,
@@ -30,12 +27,16 @@ from models.fraud.import_mapping import (
     TRANSACTION_FIELDS,
     TRANSACTION_OPTIONAL,
     ImportOptions,
-    resolve,
+    resolve_columns,
 )
-from models.fraud.import_sources import SourceBatch, batches, source_files
-from models.fraud.import_text import flags, identifiers, ids64, missing, small_numbers, text_of
-from models.fraud.import_times import times_us
 from models.fraud.sources import FRAUD_REPORT_FILES, TRANSACTION_FILES
+from models.importing.arrow_compute import pc
+from models.importing.bad_rows import BadRows, RowCheck
+from models.importing.errors import BadRowsError, SourceError
+from models.importing.repeated import RepeatedIds
+from models.importing.source_files import SourceBatch, batches, source_files
+from models.importing.text import flags, identifiers, ids64, missing, small_numbers, text_of
+from models.importing.times import times_us
 
 MADE_BY = "trine data import"
 LABEL_DELAY_US = 7 * DAY_US
@@ -104,25 +105,19 @@ class _Reading:
         self.transactions = DaySort(TRANSACTION_FILES, scratch / TRANSACTION_FILES.folder)
         self.reports = DaySort(FRAUD_REPORT_FILES, scratch / FRAUD_REPORT_FILES.folder)
         self.labelled = False
-        # id64 of all usable transactions, sorted; there once `refuse_repeated` has looked at all of them.
-        self._known = np.empty(0, dtype=np.int64)
         self.default_currency_files: list[str] = []
-        # id64 of every row that was read, in order (a row's ordinal is its place here); -1 where it is bad.
-        self._ids: list[NDArray[np.int64]] = []
-        self._rows = 0
-        # First ordinal of each file.
-        self._starts: list[tuple[int, str]] = []
+        self._seen = RepeatedIds()
 
     def read_transactions(self, file: Path, with_labels: bool) -> None:
         options = self._options
 
         def columns(name: str, present: list[str]) -> dict[str, str]:
-            found = resolve(name, present, options.columns, TRANSACTION_FIELDS, TRANSACTION_OPTIONAL)
+            found = resolve_columns(name, present, options.columns, TRANSACTION_FIELDS, TRANSACTION_OPTIONAL)
             if "currency" not in found:
                 self.default_currency_files.append(name)
             return found if with_labels else {k: v for k, v in found.items() if k not in ("fraud", "scenario")}
 
-        self._starts.append((self._rows, file.name))
+        self._seen.begin(file.name)
         for batch in batches(file, columns, options.delimiter, self.bad_rows):
             self._take_transactions(batch)
             self._advance(batch.columns.num_rows)
@@ -143,9 +138,7 @@ class _Reading:
         self.labelled |= labelled
 
         id64 = np.where(check.bad, -1, ids64(ids))
-        self._ids.append(id64)
-        ordinal = np.arange(self._rows, self._rows + rows)
-        self._rows += rows
+        ordinal = self._seen.add(id64)
         good = np.flatnonzero(~check.bad)
         table = pa.table(
             [ids, _timestamps(times), customers, terminals, pa.array(amount), currency], schema=TRANSACTION_FILES.schema
@@ -157,29 +150,15 @@ class _Reading:
 
     def refuse_repeated(self) -> NDArray[np.int64]:
         """Ordinals of rows whose transaction_id was there before, now among the bad rows."""
-        all_ids = np.concatenate([*self._ids, np.empty(0, dtype=np.int64)])
-        self._ids = []
-        self._known = np.sort(all_ids)
-        self._known = self._known[np.searchsorted(self._known, 0) :]
-        twice = np.unique(self._known[1:][self._known[1:] == self._known[:-1]])
-        if not len(twice):
-            return np.empty(0, dtype=np.int64)
-        candidates = np.flatnonzero(np.isin(all_ids, twice))
-        # Equal id64 is what feature state takes for the same event, so it is what counts as repeated here.
-        first = candidates[np.unique(all_ids[candidates], return_index=True)[1]]
-        repeated = np.setdiff1d(candidates, first)
-        shown = repeated[:EXAMPLES_KEPT]
-        texts = self.transactions.ids(shown)
-        examples = [{**self._place(row), "value": texts[row]} for row in shown.tolist()]
-        self.bad_rows.add("transaction_id", "repeated", "unique in the whole dataset", len(repeated), examples)
-        return repeated
+        right = "unique in the whole dataset"
+        return self._seen.refuse("transaction_id", right, self.bad_rows, self.transactions.ids)
 
     def read_reports(self, files: list[Path]) -> None:
         """Reports of their own; a report on a transaction that the dataset does not have is a bad row."""
         options = self._options
 
         def columns(name: str, present: list[str]) -> dict[str, str]:
-            return resolve(name, present, options.report_columns, REPORT_FIELDS, REPORT_OPTIONAL)
+            return resolve_columns(name, present, options.report_columns, REPORT_FIELDS, REPORT_OPTIONAL)
 
         for file in files:
             for batch in batches(file, columns, options.delimiter, self.bad_rows):
@@ -195,10 +174,10 @@ class _Reading:
         fraud = flags(column["fraud"], "fraud", check) if "fraud" in column else np.ones(rows, dtype=np.bool_)
         scenario = _scenarios(column.get("scenario"), rows, check)
         id64 = ids64(ids)
-        place = np.searchsorted(self._known, id64)
+        place = np.searchsorted(self._seen.known, id64)
         unknown = np.ones(rows, dtype=np.bool_)
-        inside = place < len(self._known)
-        unknown[inside] = self._known[place[inside]] != id64[inside]
+        inside = place < len(self._seen.known)
+        unknown[inside] = self._seen.known[place[inside]] != id64[inside]
         check.refuse(unknown, "transaction_id", "no such transaction", "the id of a usable transaction", ids)
         self._add_reports(
             ids, times, fraud, scenario, id64, np.flatnonzero(~check.bad), np.full(rows, -1, dtype=np.int64)
@@ -239,10 +218,6 @@ class _Reading:
         of_code = [MINOR_DIGITS.get(code, 2) for code in encoded.dictionary.to_pylist()]
         places = pc.fill_null(encoded.indices, 0).to_numpy()
         return np.asarray(np.array(of_code or [2], dtype=np.int64)[places])
-
-    def _place(self, ordinal: int) -> dict[str, object]:
-        start, file = next((start, file) for start, file in reversed(self._starts) if start <= ordinal)
-        return {"file": file, "row": ordinal - start + 1}
 
 
 def _scenarios(column: pa.Array[Any] | None, rows: int, check: RowCheck) -> NDArray[np.int32]:

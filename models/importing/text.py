@@ -9,9 +9,9 @@ import pyarrow as pa
 from feature_store.ids import id64_array
 from numpy.typing import NDArray
 
-from models.fraud.arrow_compute import pc
-from models.fraud.bad_rows import RowCheck
-from models.fraud.errors import SourceError
+from models.importing.arrow_compute import pc
+from models.importing.bad_rows import RowCheck
+from models.importing.errors import SourceError
 
 _IDENTIFIER = r"\A[A-Za-z0-9._:-]{1,64}\z"
 _CANONICAL_DECIMAL = r"\A(0|[1-9][0-9]{0,17})\z"

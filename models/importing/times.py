@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from feature_store.dataset import DAY_US
+from feature_store.dataset import DAY_US, day_name
 from numpy.typing import NDArray
 
-from models.fraud.arrow_compute import pc
-from models.fraud.bad_rows import RowCheck
-from models.fraud.errors import SourceError
-from models.fraud.import_mapping import TimeUnit
-from models.fraud.import_text import missing
+from models.importing.arrow_compute import pc
+from models.importing.bad_rows import RowCheck
+from models.importing.columns import TimeUnit
+from models.importing.errors import SourceError
+from models.importing.text import missing
 
 FROM_US = 946_684_800_000_000
 TO_US = 4_102_444_800_000_000
@@ -28,8 +28,10 @@ _WHOLE = r"\A(?:[0-9]{1,18}|[1-8][0-9]{18})\z"
 _RIGHT = "an ISO 8601 time such as 2024-05-31T14:03:00Z"
 
 
-def times_us(column: pa.Array[Any], field: str, unit: TimeUnit | None, check: RowCheck) -> NDArray[np.int64]:
-    """int64[n], finer than a microsecond cut off; rows without a time in 2000..2099 are marked bad and hold FROM_US.
+def times_us(
+    column: pa.Array[Any], field: str, unit: TimeUnit | None, check: RowCheck, from_us: int = FROM_US
+) -> NDArray[np.int64]:
+    """int64[n], finer than a microsecond cut off; rows without a time from `from_us` to 2099 are bad and hold FROM_US.
 
     `unit`: what whole numbers count; SourceError where they are found and it is None.
     """
@@ -56,9 +58,9 @@ def times_us(column: pa.Array[Any], field: str, unit: TimeUnit | None, check: Ro
         return np.full(len(column), FROM_US, dtype=np.int64)
     else:
         raise SourceError(f"{field}: a column of {kind} is not understood; times are timestamps, text or whole numbers")
-    outside = (times < FROM_US) | (times >= TO_US)
+    outside = (times < from_us) | (times >= TO_US)
     check.refuse(malformed, field, "malformed", _RIGHT, column)
-    check.refuse(outside, field, "out of range", "2000-01-01 to 2099-12-31", column)
+    check.refuse(outside, field, "out of range", f"{day_name(from_us)} to 2099-12-31", column)
     return np.where(malformed | outside, FROM_US, times)
 
 

@@ -138,9 +138,9 @@ def import_(
     without a zone are UTC. A transaction whose fraud column says so counts as reported 7 days later. Bad rows: none is
     dropped silently; without --skip-bad-rows any of them stops the import, and nothing is written.
     """
-    from models.fraud.errors import BadRowsError
     from models.fraud.import_mapping import ImportOptions
     from models.fraud.importer import import_dataset
+    from models.importing.errors import BadRowsError
 
     output = Output(json)
     options = ImportOptions(
