@@ -1,18 +1,17 @@
 """The worker's side of the feature state: claims shards, absorbs micro-batches, exactly once.
 
 A shard's states, absorbed offset and writer's epoch share a hash slot, and one atomic script a shard applies a
-micro-batch to all of them. It refuses a writer of an older epoch, and a batch that does not begin at the offset that
-Redis holds; so a crash, a paused process that wakes, a rebalance or a Redis that went back in time all end in: go on
-from the offset in Redis.
+micro-batch to all of them (`update_scripts`). It refuses a writer of an older epoch or of a version that is served no
+more, and a batch that does not begin at the offset that Redis holds; so a crash, a paused process that wakes, a
+rebalance or a Redis that went back in time all end in: go on from the offset in Redis.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from operator import itemgetter
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import redis
@@ -24,110 +23,29 @@ from feature_store.codec import StateCodec
 from feature_store.definitions import FeaturePlan, FeatureView
 from feature_store.kernel import Int64s, Labels
 from feature_store.state import NewEvents, merge
+from feature_store.update_scripts import APPLY, CLAIM, HEARTBEAT
+from feature_store.update_types import (
+    Applied,
+    EventColumns,
+    OnConflicts,
+    ShardPosition,
+    ShardUpdate,
+    Status,
+    VersionSuperseded,
+)
 
-Status = Literal["ok", "fenced", "moved"]
-
-
-@dataclass(frozen=True, slots=True)
-class EventColumns:
-    """Events (or labels, where `known_at_us` is given and `fields` holds `value`) of one source, in log order.
-
-    `keys`: distinct entity keys; `key_index`, `time_us`, `id` and every field: int64[n] (`key_index` any integer type).
-    """
-
-    source: str
-    keys: Sequence[str]
-    key_index: Any
-    time_us: Int64s
-    id: Int64s
-    fields: Mapping[str, Int64s] = field(default_factory=dict)
-    known_at_us: Int64s | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ShardUpdate:
-    """What one shard absorbs: the log from `expected_offset` up to, not including, `next_offset`.
-
-    `forget`: events that will never be absorbed (dead letters), to be dropped from the tails of their entity's key.
-    `progress_us`: wall time before which everything recorded is now absorbed.
-    """
-
-    shard: int
-    expected_offset: int
-    next_offset: int
-    clock_us: int
-    progress_us: int
-    parts: Sequence[EventColumns] = ()
-    forget: Sequence[tuple[str, int]] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class ShardPosition:
-    """Where a claimed shard's log goes on. `clock_us` is admission.UNSET_CLOCK before the first event."""
-
-    shard: int
-    epoch: int
-    offset: int
-    clock_us: int
-    progress_us: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Applied:
-    """`ok`; `fenced`: a younger writer owns the shard; `moved`: Redis is at `offset`, claim again and go on there.
-
-    `conflicts`: (part, row) of events whose id is known with another content; they changed nothing.
-    """
-
-    shard: int
-    status: Status
-    offset: int
-    conflicts: tuple[tuple[int, int], ...] = ()
-    duplicates: int = 0
-
-
-OnConflicts = Callable[[Mapping[int, tuple[tuple[int, int], ...]]], None]
-"""Called with shard -> (part, row) of events whose id is known with another content."""
-
-_CLAIM = """
-local m = redis.call('HMGET', KEYS[1], 'topic_id', 'offset', 'clock', 'progress_us')
-local offset, clock = m[2], m[3]
-if not offset then offset = '0'; clock = ARGV[4] end
-if m[1] and m[1] ~= '' and m[1] ~= ARGV[3] then offset = '0' end
-local epoch = redis.call('HINCRBY', KEYS[1], 'epoch', 1)
-redis.call('HSET', KEYS[1], 'owner', ARGV[1], 'topic', ARGV[2], 'topic_id', ARGV[3], 'offset', offset, 'clock', clock)
-return {epoch, tonumber(offset), clock, m[4] or '0'}
-"""
-
-# KEYS: meta, states..., tails...; ARGV: epoch, owner, expected, next, clock, progress, states n, blobs...,
-# then for each tail: number of ids, ids...
-_APPLY = """
-local m = redis.call('HMGET', KEYS[1], 'epoch', 'owner', 'offset')
-if not m[1] then return {'moved', 0} end
-if tonumber(m[1]) > tonumber(ARGV[1]) then return {'fenced', 0} end
-if m[1] ~= ARGV[1] or m[2] ~= ARGV[2] or m[3] ~= ARGV[3] then return {'moved', tonumber(m[3])} end
-local n = tonumber(ARGV[7])
-for i = 1, n do redis.call('SET', KEYS[1 + i], ARGV[7 + i]) end
-local at = 8 + n
-local removed = 0
-for k = 2 + n, #KEYS do
-  local count = tonumber(ARGV[at])
-  for i = 1, count do removed = removed + redis.call('HDEL', KEYS[k], ARGV[at + i]) end
-  at = at + 1 + count
-end
-redis.call('HSET', KEYS[1], 'offset', ARGV[4], 'clock', ARGV[5], 'progress_us', ARGV[6])
-if removed > 0 then redis.call('HINCRBY', KEYS[1], 'tails', -removed) end
-return {'ok', tonumber(ARGV[4])}
-"""
-
-_HEARTBEAT = """
-local m = redis.call('HMGET', KEYS[1], 'epoch', 'owner', 'progress_us')
-if not m[1] then return 'moved' end
-if tonumber(m[1]) > tonumber(ARGV[1]) then return 'fenced' end
-if m[1] ~= ARGV[1] or m[2] ~= ARGV[2] then return 'moved' end
-if not m[3] or tonumber(m[3]) < tonumber(ARGV[3]) then redis.call('HSET', KEYS[1], 'progress_us', ARGV[3]) end
-return 'ok'
-"""
+__all__ = [
+    "Applied",
+    "EventColumns",
+    "OnConflicts",
+    "ShardPosition",
+    "ShardUpdate",
+    "StateWriter",
+    "Status",
+    "VersionSuperseded",
+    "needs_tail",
+    "tail_field",
+]
 
 
 class StateWriter:
@@ -137,37 +55,83 @@ class StateWriter:
     told by the next one (`moved` to its `next_offset`).
     """
 
-    def __init__(self, client: redis.Redis, plan: FeaturePlan, owner: str) -> None:
-        """`client` must not decode responses. `owner` is unique to this process's life."""
+    def __init__(
+        self, client: redis.Redis, plan: FeaturePlan, owner: str, pointer: str = names.VERSION_POINTER
+    ) -> None:
+        """`client` must not decode responses. `owner` is unique to this process's life.
+
+        `pointer`: NEXT_POINTER to bring a rebuilt version up to date, unseen; such a writer leaves the tails alone,
+        and raises VersionSuperseded where there is no such version.
+        """
         self._redis = client
         self._plan = plan
         self._owner = owner
         self._codecs = {v.name: StateCodec(v) for v in plan.views}
         self._epochs: dict[tuple[str, int], int] = {}
-        client.set(names.VERSION_POINTER, names.FIRST_VERSION, nx=True)
+        self._pointer = pointer
+        self._serves = pointer == names.VERSION_POINTER
+        if self._serves:
+            client.set(pointer, names.FIRST_VERSION, nx=True)
         self.version = self.current_version()
-        self._scripts = {text: client.register_script(text) for text in (_CLAIM, _APPLY, _HEARTBEAT)}
+        if not self.version:
+            raise VersionSuperseded(f"{pointer}: there is no such version")
+        self._scripts = {text: client.register_script(text) for text in (CLAIM, APPLY, HEARTBEAT)}
 
     def current_version(self) -> str:
-        """The served version of the feature state; where it is not `version`, make a new writer."""
-        return cast(bytes, self._redis.get(names.VERSION_POINTER) or names.FIRST_VERSION.encode()).decode()
+        """The version that the pointer names; where it is not `version`, make a new writer."""
+        absent = names.FIRST_VERSION if self._serves else ""
+        return cast(bytes, self._redis.get(self._pointer) or absent.encode()).decode()
 
-    def claim(self, entity: str, topic: str, topic_id: str, shards: Sequence[int]) -> dict[int, ShardPosition]:
-        """Take the shards over: from now on every other writer is refused. Gives where each one's log goes on."""
+    def claim(
+        self, entity: str, topic: str, topic_id: str, shards: Sequence[int], bases: Mapping[int, str] | None = None
+    ) -> dict[int, ShardPosition]:
+        """Take the shards over: from now on every other writer is refused. Gives where each one's log goes on.
+
+        `bases`: by shard the base that its state is known, outside Redis, to have had: where Redis lacks it the shard
+        is marked as lost. Raises VersionSuperseded.
+        """
+        # An emptied Redis has no pointer: it begins with the first version again.
+        first = "1" if self._serves and self.version == names.FIRST_VERSION else "0"
+        known = bases or {}
         calls = [
-            (_CLAIM, [names.meta(entity, s, self.version)], [self._owner, topic, topic_id, str(UNSET_CLOCK)])
+            (
+                CLAIM,
+                [names.meta(entity, s, self.version), self._pointer],
+                [self._owner, topic, topic_id, str(UNSET_CLOCK), self.version, first, known.get(s, "")],
+            )
             for s in shards
         ]
         out = {}
-        for shard, (epoch, offset, clock, progress_us) in zip(shards, self._call(calls), strict=True):
+        for shard, (status, *found) in zip(shards, self._call(calls), strict=True):
+            if status != b"ok":
+                raise VersionSuperseded(f"version {self.version} is not written any more")
+            epoch, offset, clock, progress_us, base, lost = found
             self._epochs[entity, shard] = int(epoch)
-            out[shard] = ShardPosition(shard, int(epoch), int(offset), int(clock), int(progress_us))
+            out[shard] = ShardPosition(
+                shard, int(epoch), int(offset), int(clock), int(progress_us), base.decode(), lost.decode()
+            )
         return out
+
+    def held(self) -> bool:
+        """Whether the served version is to wait until the next one has passed it."""
+        return bool(self._redis.exists(names.HOLD))
+
+    def served_offsets(self, entity: str, shards: Sequence[int]) -> dict[int, int]:
+        """How far the served version has absorbed these shards' logs; 0 where nobody has begun."""
+        version = cast(bytes, self._redis.get(names.VERSION_POINTER) or names.FIRST_VERSION.encode()).decode()
+        pipe = self._redis.pipeline(transaction=False)
+        for shard in shards:
+            pipe.hget(names.meta(entity, shard, version), "offset")
+        return {shard: int(found or 0) for shard, found in zip(shards, pipe.execute(), strict=True)}
 
     def heartbeat(self, entity: str, progress_us: Mapping[int, int]) -> dict[int, Status]:
         """Say for each shard that everything recorded before `progress_us` (wall clock) is absorbed."""
         calls = [
-            (_HEARTBEAT, [names.meta(entity, s, self.version)], [self._epoch(entity, s), self._owner, at])
+            (
+                HEARTBEAT,
+                [names.meta(entity, s, self.version), self._pointer],
+                [self._epoch(entity, s), self._owner, at, self.version],
+            )
             for s, at in progress_us.items()
         ]
         results = self._call(calls)
@@ -257,19 +221,19 @@ class StateWriter:
         has_tails: bool,
     ) -> tuple[str, list[str], list[Any]]:
         shard = update.shard
-        keys = [names.meta(entity, shard, self.version)]
+        keys = [names.meta(entity, shard, self.version), self._pointer]
         args: list[Any] = [self._epoch(entity, shard), self._owner, update.expected_offset, update.next_offset]
-        args += [update.clock_us, update.progress_us, len(members) * len(states)]
+        args += [update.clock_us, update.progress_us, self.version, len(members) * len(states)]
         for view, blobs in states.items():
             prefix = names.state_prefix(entity, shard, self.version, view)
             keys += [prefix + entities[i][1] for i in members]
             args += [blobs[i] for i in members]
-        if has_tails:
+        if has_tails and self._serves:
             for view_name, key, ids in self._forgotten(entity, update):
                 keys.append(names.tail_prefix(entity, shard, self.version, view_name) + key)
                 args.append(len(ids))
                 args += ids
-        return _APPLY, keys, args
+        return APPLY, keys, args
 
     def _forgotten(self, entity: str, update: ShardUpdate) -> list[tuple[str, str, list[bytes]]]:
         """Per view and key, the ids (8 bytes each) that the tail forgets."""

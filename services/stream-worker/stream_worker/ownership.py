@@ -2,6 +2,9 @@
 
 A shard is claimed in Redis each time the group assigns it. Whatever goes wrong afterwards, the answer is one: forget
 what is in hand, claim again, go on from the offset in Redis.
+
+What history a shard's state was built from (its base) stands in Redis, and beside the offset that is committed to
+Kafka: so that a Redis that was emptied is told apart from one that never had it, and its shards are marked as lost.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import redis
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 from feature_store.admission import UNSET_CLOCK
-from feature_store.updates import Applied, StateWriter
+from feature_store.updates import Applied, ShardPosition, StateWriter, VersionSuperseded
 from service_kit.health import Health
 from service_kit.logs import get_logger
 
@@ -45,13 +48,17 @@ class Ownership:
         metrics: WorkerMetrics,
         health: Health,
     ) -> None:
-        """`writer` makes a StateWriter of the served state version; it raises RedisError while Redis is away."""
+        """`writer` makes a StateWriter of the state version to follow; it raises RedisError while Redis is away and
+        VersionSuperseded when there is none."""
         self._settings, self._streams, self._consumer, self._admin = settings, streams, consumer, admin
         self._make_writer, self._metrics, self._health = writer, metrics, health
         self.table = ShardTable(streams.state_topics, settings.shards)
         self.topic_ids = dict(topic_ids)
         self.writer: StateWriter | None = None
-        self._redis_due = 0.0
+        self.over = False
+        self.bases_to_commit = False
+        self._bases: dict[ShardKey, str] = {}
+        self._claim_at = 0.0
 
     def on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """The group gave us these shards besides those we have."""
@@ -81,32 +88,77 @@ class Ownership:
 
     def _forget(self, key: ShardKey) -> None:
         self.table.drop(key)
+        self._bases.pop(key, None)
         self._metrics.forget_shard(self._streams.state_topics[key[0]], key[1])
 
     def _claim(self, keys: Sequence[ShardKey]) -> dict[ShardKey, int]:
         """Claim assigned shards; offset to go on from of each that Redis granted: none while it is away."""
         granted: dict[ShardKey, int] = {}
         try:
+            self._recall_bases(keys)
             writer = self.writer = self.writer or self._make_writer()
             for topic, entity in self._streams.state_topics.items():
                 wanted = sorted(p for t, p in keys if t == topic)
                 if not wanted:
                     continue
-                for p, position in writer.claim(entity, topic, self.topic_ids[topic], wanted).items():
+                bases = {p: self._bases[topic, p] for p in wanted}
+                for p, position in writer.claim(entity, topic, self.topic_ids[topic], wanted, bases).items():
                     self.table.claimed((topic, p), position)
+                    self._note_base((topic, p), position)
                     granted[topic, p] = position.offset
                 self._metrics.claims.labels(entity).inc(len(wanted))
         except redis.RedisError as error:
             self.redis_gone(error)
             granted.clear()
+        except VersionSuperseded:
+            self.superseded()
+            granted.clear()
+        except KafkaException as error:
+            # What is committed cannot be asked for: nothing may be said to be whole before it is.
+            log.info("bases not known yet", reason=str(error))
+            self._claim_at = time.monotonic() + REDIS_RETRY_S
+            self.doubt()
+            granted.clear()
         else:
             self._health.restore("redis")
         return granted
 
+    def _recall_bases(self, keys: Sequence[ShardKey]) -> None:
+        """What is committed beside these shards' offsets, as far as it is not known yet. Raises KafkaException."""
+        unknown = [TopicPartition(*key) for key in keys if key not in self._bases]
+        if unknown:
+            for tp in self._consumer.committed(unknown, timeout=kafka.REQUEST_TIMEOUT_S):
+                self._bases[tp.topic, tp.partition] = tp.metadata or ""
+
+    def _note_base(self, key: ShardKey, position: ShardPosition) -> None:
+        if position.base and position.base != self._bases[key]:
+            self._bases[key] = position.base
+            self.bases_to_commit = True
+        if position.lost:
+            log.error("history lost", topic=key[0], shard=key[1], base=position.lost)
+            self._health.degrade("history", f"Redis has lost the state made of base {position.lost}: rebuild it")
+
+    def committable(self, key: ShardKey, offset: int) -> TopicPartition:
+        """An offset to commit, with the shard's base beside it."""
+        return TopicPartition(*key, offset, self._bases.get(key, ""))
+
+    def superseded(self) -> None:
+        """The version that was followed is not the one to write any more: on with the one that is, if there is."""
+        self.writer = None
+        try:
+            self.writer = self._make_writer()
+            log.info("another version of the feature state is to be written", version=self.writer.version)
+            self._health.restore("history")
+        except VersionSuperseded:
+            self.over = True
+        except redis.RedisError as error:
+            self.redis_gone(error)
+        self.doubt(0.0)
+
     def claim_due(self) -> None:
         """Claim again what waits and is due, and read on from where Redis says."""
         due = self.table.due()
-        if not due or time.monotonic() < self._redis_due:
+        if not due or time.monotonic() < self._claim_at:
             return
         if FENCED in due and not self._still_ours(due[FENCED]):
             for key in due.pop(FENCED):
@@ -135,7 +187,7 @@ class Ownership:
         """Whether the group's coordinator takes a commit from us: it does from members of the present generation, and
         what that generation took from us `on_revoke` has been told of."""
         try:
-            self._consumer.commit(offsets=[TopicPartition(t, p, 0) for t, p in keys], asynchronous=False)
+            self._consumer.commit(offsets=[self.committable(key, 0) for key in keys], asynchronous=False)
         except KafkaException as error:
             log.warning("fenced shards are another's", shards=_listed(keys), reason=str(error))
             return False
@@ -145,14 +197,21 @@ class Ownership:
         """Redis does not answer: claim everything again when it does."""
         self._health.degrade("redis", f"{type(error).__name__}: {error}")
         self.writer = None
-        self._redis_due = time.monotonic() + REDIS_RETRY_S
+        self._claim_at = time.monotonic() + REDIS_RETRY_S
         self.doubt()
 
-    def doubt(self) -> None:
-        """What is in hand may or may not be in Redis: go on from what Redis says."""
+    def doubt(self, seconds: float = REDIS_RETRY_S) -> None:
+        """What is in hand may or may not be in Redis: go on from what Redis says, in `seconds` at the earliest."""
         held = [shard.key for shard in self.table]
-        self.table.wait_all(DOUBT, REDIS_RETRY_S)
+        self.table.wait_all(DOUBT, seconds)
         self._pause(held)
+
+    def hold(self, held: bool) -> None:
+        """Stop reading, or go on; what is claimed stays claimed."""
+        for shard in self.table:
+            at = [TopicPartition(*shard.key)]
+            with contextlib.suppress(KafkaException):
+                self._consumer.pause(at) if held else self._consumer.resume(at)
 
     def _pause(self, keys: Sequence[ShardKey]) -> None:
         # A shard that is being assigned this moment cannot be paused yet; what it brings is dropped.
@@ -177,6 +236,9 @@ class Ownership:
             offset=shard.offset,
             redis_offset=applied.offset,
         )
+        if applied.status == "superseded":
+            self.superseded()
+            return
         if applied.status == "moved":
             self.table.wait(shard.key, DOUBT)
         else:

@@ -1,19 +1,20 @@
 """The state stage: logs → feature state in Redis, exactly once in effect.
 
-Where a shard goes on is written in Redis, beside its state (offsets committed to Kafka only inform lag monitors).
-Micro-batch after micro-batch: consume, take in, send dead letters, apply. A writer that lost a shard without knowing is
-refused by Redis; see ownership.py for what follows.
+Where a shard goes on is written in Redis, beside its state (offsets committed to Kafka only inform lag monitors; for
+what stands beside them see ownership.py). Micro-batch after micro-batch: consume, take in, send dead letters, apply. A
+writer that lost a shard without knowing is refused by Redis; see ownership.py for what follows.
+
+A second stage may follow another version, which a rebuild has made, until it is served (rebuild_follower.py).
 """
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 
 import redis
-from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 from confluent_kafka.admin import AdminClient
 from feature_store.codec import StateCorrupt
 from feature_store.updates import Applied, ShardUpdate, StateWriter
@@ -28,6 +29,7 @@ from stream_worker.intake import Messages
 from stream_worker.ownership import Ownership
 from stream_worker.progress import ProgressProbe, ProgressTracker, now_us
 from stream_worker.settings import WorkerSettings
+from stream_worker.shards import ShardKey
 from stream_worker.streams import PlanStreams
 from stream_worker.worker_metrics import WorkerMetrics
 
@@ -39,7 +41,11 @@ TOPICS_EVERY_S = 2.0
 
 
 class StateStage:
-    """One consumer of every topic that state follows. `run` is a thread's body; nothing else is called by others."""
+    """One consumer of every topic that state follows. `run` is a thread's body; nothing else is called by others.
+
+    `group`: the consumer group's name after the prefix. `unseen`: the version that is followed is not served; dead
+    letters that the served version's stage has sent are not sent again, and `run` ends with the version.
+    """
 
     def __init__(
         self,
@@ -50,18 +56,24 @@ class StateStage:
         admin: AdminClient,
         metrics: WorkerMetrics,
         health: Health,
+        group: str = "features",
+        unseen: bool = False,
     ) -> None:
-        """`writer` makes a StateWriter of the served state version; it raises RedisError while Redis is away."""
+        """`writer` makes a StateWriter of the state version to follow; it raises RedisError while Redis is away and
+        VersionSuperseded when there is none."""
         self._settings, self._streams, self._make_writer = settings, streams, writer
+        self._group, self._unseen = group, unseen
+        self._lettered: dict[ShardKey, int] = {}
+        self._held = self._over = False
         self._probe, self._admin, self._metrics, self._health = probe, admin, metrics, health
         self._tracker = ProgressTracker()
         self._messages_wanted = FIRST_MESSAGES
         self._beat_due = self._commit_due = self._topics_due = 0.0
 
     def run(self, stop: threading.Event) -> None:
-        """Absorb until `stop`, then finish the micro-batch in hand, commit and leave the group."""
+        """Absorb until `stop` (or the version's end), then finish the micro-batch in hand, commit, leave the group."""
         self._health.block("state", "has not joined its consumer group yet")
-        while not stop.is_set():
+        while not stop.is_set() and not self._over:
             try:
                 self._session(stop)
             except kafka.TopicsMissing as error:
@@ -79,7 +91,8 @@ class StateStage:
         self._health.restore("topics")
         self._tracker.clear()
         self._letters = Producer(kafka.producer_config(self._settings))
-        self._consumer = Consumer(kafka.consumer_config(self._settings, "features"))
+        self._consumer = Consumer(kafka.consumer_config(self._settings, self._group))
+        self._held = False
         self._own = Ownership(
             self._settings,
             self._streams,
@@ -97,10 +110,11 @@ class StateStage:
                 on_revoke=self._own.on_revoke,
                 on_lost=self._own.on_revoke,
             )
-            while not stop.is_set():
+            while not stop.is_set() and not self._own.over:
                 self._own.claim_due()
                 self._step()
                 self._beat()
+            self._over = self._own.over
             self._commit()
         finally:
             self._consumer.close()
@@ -145,7 +159,7 @@ class StateStage:
 
     def _absorb(self, batch: MicroBatch) -> None:
         """Letters first, then state; raises RedisError or KafkaException with nothing or all of a shard applied."""
-        self._send(batch.letters)
+        self._send([x for x in batch.letters if x.offset >= self._lettered.get((x.topic, x.partition), 0)])
         entity = self._streams.state_topics[batch.topic]
         for update, applied in self._apply(entity, batch):
             shard = self._own.table.get((batch.topic, applied.shard))
@@ -162,8 +176,11 @@ class StateStage:
     def _apply(self, entity: str, batch: MicroBatch) -> list[tuple[ShardUpdate, Applied]]:
         assert self._own.writer is not None, "shards are claimed through a writer"
 
+        ends = {update.shard: update.next_offset for update in batch.updates}
+
         def tell(conflicts: Mapping[int, Sequence[tuple[int, int]]]) -> None:
-            self._send(batch.conflict_letters(conflicts))
+            new = {s: c for s, c in conflicts.items() if ends[s] > self._lettered.get((batch.topic, s), 0)}
+            self._send(batch.conflict_letters(new))
 
         try:
             return list(zip(batch.updates, self._own.writer.apply(entity, batch.updates, tell), strict=True))
@@ -214,14 +231,19 @@ class StateStage:
         for checkpoint in self._probe.take():
             self._tracker.add(checkpoint)
         try:
-            if self._own.writer is not None and self._own.writer.current_version() != self._own.writer.version:
-                log.info("another version of the feature state is served", was=self._own.writer.version)
-                self._own.writer = None
-                self._own.doubt()
+            writer = self._own.writer
+            if writer is not None and writer.current_version() != writer.version:
+                self._own.superseded()
+            elif writer is not None and self._unseen:
+                self._look_at_served(writer)
+            elif writer is not None and (held := writer.held()) != self._held:
+                log.info("the next version of the feature state passes", held=held)
+                self._held = held
+                self._own.hold(held)
             self._tell_progress(now)
         except redis.RedisError as error:
             self._own.redis_gone(error)
-        if now >= self._commit_due:
+        if now >= self._commit_due or self._own.bases_to_commit:
             self._commit_due = now + COMMIT_EVERY_S
             self._commit()
         if now >= self._topics_due:
@@ -252,11 +274,25 @@ class StateStage:
                 self._absorb(MicroBatch(topic, updates, [], {}, None, 0))
 
     def _commit(self) -> None:
-        """Tell Kafka how far we are, for lag monitors and autoscalers only."""
-        offsets = [TopicPartition(s.topic, s.partition, s.read_offset) for s in self._own.table if s.read_offset > 0]
-        if offsets:
-            with contextlib.suppress(KafkaException):
+        """Tell Kafka how far we are, for lag monitors and autoscalers, and what history the state was built from."""
+        bases, self._own.bases_to_commit = self._own.bases_to_commit, False
+        offsets = [self._own.committable(s.key, s.read_offset) for s in self._own.table if s.read_offset > 0 or bases]
+        if not offsets:
+            return
+        try:
+            if bases:
+                self._consumer.commit(offsets=offsets, asynchronous=False)
+            else:
                 self._consumer.commit(offsets=offsets, asynchronous=True)
+        except KafkaException as error:
+            log.info("offsets not committed", reason=str(error))
+            self._own.bases_to_commit = bases
+
+    def _look_at_served(self, writer: StateWriter) -> None:
+        """Up to where the served version's stage has sent dead letters: it does before it moves on."""
+        for entity, shards in self._own.table.by_entity().items():
+            found = writer.served_offsets(entity, [s.partition for s in shards])
+            self._lettered.update({s.key: found[s.partition] for s in shards})
 
 
 def adapted(wanted: int, found: int, rows: int, most: int) -> int:

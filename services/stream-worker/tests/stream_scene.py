@@ -276,8 +276,9 @@ class Scene:
     def states(self) -> dict[tuple[str, str], bytes]:
         """(view, key) → state, every byte of it."""
         out = {}
-        for key in self.redis.scan_iter(match="{*}s:*", count=5000):
-            _, view, entity_key = key.decode().split(":", 2)
+        version = cast(bytes, self.redis.get(names.VERSION_POINTER) or b"1").decode()
+        for key in self.redis.scan_iter(match=f"{{*}}s:{version}:*", count=5000):
+            _, _, view, entity_key = key.decode().split(":", 3)
             out[view, entity_key] = cast(bytes, self.redis.get(key))
         return out
 
