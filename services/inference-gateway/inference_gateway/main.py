@@ -21,6 +21,9 @@ from inference_gateway.gateway_metrics import GatewayMetrics
 from inference_gateway.grpc_service import SERVICE, ScoringService
 from inference_gateway.kafka_producer import KafkaProducer, Topic, TopicMismatch
 from inference_gateway.model_server import TorchServeClient
+from inference_gateway.prediction_reads import PredictionReads
+from inference_gateway.prediction_service import SERVICE as PREDICTIONS
+from inference_gateway.prediction_service import PredictionServicer, prediction_router
 from inference_gateway.recorder import Recorder
 from inference_gateway.rest_service import build_app
 from inference_gateway.scorer import Scorer
@@ -101,6 +104,8 @@ async def start(life: Lifecycle, settings: GatewaySettings) -> None:
     life.task("watch", scorer.watch())
     life.on_stop("scorer", scorer.drain, deadline_s=10.0)
 
+    reads = PredictionReads(settings.redis_url, settings.redis_timeout_ms / 1_000, life.metrics)
+    life.on_stop("predictions", reads.close)
     service = ScoringService(
         scorer,
         max_unary_bytes=_MAX_UNARY_BYTES,
@@ -108,7 +113,7 @@ async def start(life: Lifecycle, settings: GatewaySettings) -> None:
         bulk_window=settings.bulk_window,
     )
     grpc_server = GrpcServer(
-        {SERVICE: service.add_to},
+        {SERVICE: service.add_to, PREDICTIONS: PredictionServicer(reads).add_to},
         life.health,
         settings.grpc_port,
         settings.host,
@@ -120,7 +125,9 @@ async def start(life: Lifecycle, settings: GatewaySettings) -> None:
         ],
     )
     await scorer.warm_up()
-    http_server = HttpServer(build_app(scorer, life.health, life.metrics), settings.rest_port, settings.host)
+    app = build_app(scorer, life.health, life.metrics)
+    app.include_router(prediction_router(reads))
+    http_server = HttpServer(app, settings.rest_port, settings.host)
     await http_server.start()
     life.on_stop("rest", http_server.stop, deadline_s=8.0)
     await grpc_server.start()
