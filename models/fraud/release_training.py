@@ -108,10 +108,12 @@ def train_release(
     if tested:
         test = evaluate(history, judged, probabilities(calibration, final.logit), history.fraud, thresholds)
     before = train_rows(history, earlier)
+    # All of them: rules answer for customers known to be compromised too.
+    after = np.flatnonzero((history.day >= earlier.test_start) & (history.day < earlier.test_end))
     policy = measure_rules(
         PLAN.features,
         Sample(history.vectors[before], history.fraud_as_known(earlier.trained_at_us)[before]),
-        Sample(history.vectors[held_out], known[held_out]),
+        Sample(history.vectors[after], known[after]),
         choices.deny_precision,
         choices.unrecorded,
     )
