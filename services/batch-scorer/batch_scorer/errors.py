@@ -3,7 +3,7 @@
 BatchError
 ├── JobError         3  the job's declaration cannot be run
 ├── InputError       3  a file, column, day or release cannot be used; it stays so until somebody repairs it
-├── StorageError     4  warehouse or Redis refused or lost something; trying again may help
+├── StorageError     4  warehouse, Redis or Spark refused, lost something or ended; trying again may help
 ├── ChecksFailed     5  the run was made and kept, and is not published; `--force REASON` publishes
 ├── Superseded       6  a newer cut-off is published, or a newer run took over; nothing to repeat
 └── JobBusy         75  another run of the job is at work (EX_TEMPFAIL: try again later)
@@ -33,7 +33,7 @@ class InputError(BatchError):
 
 
 class StorageError(BatchError):
-    """The warehouse cannot be written, or Redis does not hold what was written to it."""
+    """The warehouse cannot be written, Redis does not hold what was written to it, or Spark ended under the run."""
 
     exit_code = 4
 

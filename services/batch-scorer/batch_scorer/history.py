@@ -20,6 +20,7 @@ from feature_store.warehouse_store import WarehouseStore
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from batch_scorer.checks import Check
+from batch_scorer.distributions import Distribution
 from batch_scorer.errors import StorageError
 from batch_scorer.runs import job_of
 
@@ -145,6 +146,18 @@ def folders(store: WarehouseStore, job: str = "") -> Iterator[Folder]:
     runs = {"/".join(file.path.split("/")[:3]) for file in store.files(below) if file.path.count("/") >= 3}
     for path in sorted(runs):
         yield Folder(store, path.rsplit("/", 1)[-1])
+
+
+def summary(found: Distribution) -> OutputSummary:
+    """What the manifest keeps of a distribution."""
+    return OutputSummary(
+        null_share=found.null_share,
+        same_share=found.same_share,
+        mean=found.mean,
+        least=found.least if found.values else None,
+        greatest=found.greatest if found.values else None,
+        bins=found.coarse,
+    )
 
 
 def utc(time_us: int) -> datetime:

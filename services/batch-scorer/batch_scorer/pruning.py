@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from feature_store.warehouse_store import WarehouseStore
+from service_kit.logs import get_logger
 
 from batch_scorer.errors import BatchError
 from batch_scorer.history import Folder, folders
@@ -18,7 +19,10 @@ from batch_scorer.registry import Registry
 from batch_scorer.runs import job_of
 from batch_scorer.settings import BatchSettings
 
+LOG = "spark.log"
 _DAY_S = 86_400
+
+log = get_logger(__name__)
 
 
 @dataclass
@@ -70,6 +74,17 @@ def prune(registry: Registry, settings: BatchSettings, store: WarehouseStore | N
 def scratch_of(scratch: Path, run: str) -> Path:
     """The folder of one run's Spark on this machine."""
     return scratch / run
+
+
+def tidy_scratch(folder: Path, keep_log: bool) -> None:
+    """Remove what Spark left of a run; `keep_log`: all but its log, which says where it is."""
+    if keep_log and (folder / LOG).is_file():
+        log.warning("Spark's log is kept until the next prune", file=str(folder / LOG))
+        for entry in folder.iterdir():
+            if entry.is_dir():
+                shutil.rmtree(entry, ignore_errors=True)
+        return
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _prune_warehouse(

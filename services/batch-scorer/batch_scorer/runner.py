@@ -16,63 +16,42 @@ from __future__ import annotations
 
 import getpass
 import platform
-import shutil
-import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from types import FrameType
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from typing import TypeVar
 
 import pyarrow as pa
 import redis
 from feature_store.source_files import DatasetError
 from feature_store.warehouse import Warehouse
-from redis.exceptions import RedisError
 from service_kit.logs import get_logger
 
 from batch_scorer import spark_work
-from batch_scorer.blocks import blocks_for
 from batch_scorer.checks import run_checks
 from batch_scorer.distributions import Distribution
-from batch_scorer.errors import ChecksFailed, InputError, StorageError, Superseded
-from batch_scorer.history import METRICS, REPORT, Folder, Manifest, OutputSummary, utc
+from batch_scorer.errors import BatchError, ChecksFailed, InputError, StorageError, Superseded
+from batch_scorer.history import METRICS, REPORT, Folder, Manifest, summary, utc
+from batch_scorer.hold import heartbeat, terminable
 from batch_scorer.inputs import Inputs, planned_files
 from batch_scorer.job import BatchJob, OpenRelease
 from batch_scorer.pace import Pace
 from batch_scorer.progress import Silent, Watcher
-from batch_scorer.pruning import scratch_of
+from batch_scorer.pruning import scratch_of, tidy_scratch
 from batch_scorer.registry import Lease, Registry
 from batch_scorer.releases import choose_release
 from batch_scorer.run_metrics import deliver_metrics, exposition
 from batch_scorer.run_report import report_page
 from batch_scorer.runs import Run, first_record, new_run_id
 from batch_scorer.settings import BatchSettings
+from batch_scorer.sizes import cut
 
-#: A run's blocks are about so large at most, whatever its rows hold.
-_BLOCK_BYTES = 8_192
-_ROW_BYTES = {"bool": 1, "int32": 4, "float32": 4, "int64": 8, "float64": 8, "string": 24, "ranking": 240}
 _WRITE_TRIES = 3
 
 T = TypeVar("T")
 log = get_logger(__name__)
-
-
-class _Terminated(SystemExit):
-    """SIGTERM: what has begun is cleaned up, and the process ends as one that was told to."""
-
-    def __init__(self) -> None:
-        super().__init__(128 + signal.SIGTERM)
-
-
-@dataclass(frozen=True, slots=True)
-class _Scored:
-    manifest: Manifest
-    distributions: Mapping[str, Distribution]
 
 
 def run_job(
@@ -103,36 +82,39 @@ class _Runner:
         self._rows: dict[str, int] = {}
         self._files: dict[str, int] = {}
         self._lost = threading.Event()
+        #: Ended by something that this code does not know: Spark's log is then worth keeping.
+        self._unexplained = False
 
     def run(self) -> Manifest:
         self._refuse_older()
-        with ExitStack() as ending, _terminable():
+        with ExitStack() as ending, terminable():
             lease = self._registry.acquire(self._job.name, self._run_id, self._settings.lease_s, self._settings.wait_s)
             ending.callback(self._quietly, lambda: self._registry.release(lease))
-            ending.enter_context(self._heartbeat(lease))
+            ending.enter_context(heartbeat(self._registry, lease, self._settings.lease_s, self._lost))
             warehouse = Warehouse(self._settings.warehouse)
             folder = Folder(warehouse.store, self._run_id)
             try:
                 return self._stages(lease, warehouse, folder, ending)
             except ChecksFailed:
                 raise
-            except BaseException:
+            except BaseException as error:
+                self._unexplained = isinstance(error, Exception) and not known(error)
                 self._discard(folder)
                 raise
 
     def _stages(self, lease: Lease, warehouse: Warehouse, folder: Folder, ending: ExitStack) -> Manifest:
         job, settings = self._job, self._settings
         scratch = scratch_of(settings.scratch, self._run_id)
-        ending.callback(shutil.rmtree, scratch, ignore_errors=True)
+        ending.callback(lambda: tidy_scratch(scratch, keep_log=self._unexplained))
         release = self._stage("inputs", lambda: self._inputs(warehouse, folder))
         spark = self._stage("spark", lambda: ending.enter_context(spark_work.session(settings, job, scratch)))
         work = spark_work.SparkWork(Inputs(spark, warehouse, self._cutoff_us, release, job), folder, settings)
+        ending.callback(work.close)
         population = self._stage("population", lambda: work.count_population(self._moved("population")), int)
         if not population:
             raise InputError(f"job {job.name}: its population before the cut-off is empty")
-        row_bytes = row_size(job)
-        blocks = blocks_for(population, max(1, min(settings.block_rows, _BLOCK_BYTES // row_bytes)))
-        parts = max(spark.sparkContext.defaultParallelism, -(-population * row_bytes // (settings.part_mb << 20)))
+        tasks = spark.sparkContext.defaultParallelism
+        blocks, parts = cut(job, population, settings.block_rows, settings.part_mb << 20, tasks)
         made, duplicates, distributions = self._stage(
             "score", lambda: work.score(blocks, parts, self._moved("score")), lambda m: sum(p.rows for p in m[0])
         )
@@ -259,28 +241,6 @@ class _Runner:
     def _moved(self, stage: str) -> Callable[[float], None]:
         return lambda share: self._watcher.moved(stage, share)
 
-    @contextmanager
-    def _heartbeat(self, lease: Lease) -> Iterator[None]:
-        """Renews the lease in a thread; `_lost` is set when another run has it."""
-        ended = threading.Event()
-
-        def renew() -> None:
-            while not ended.wait(self._settings.lease_s / 3):
-                try:
-                    if not self._registry.renew(lease, self._settings.lease_s):
-                        self._lost.set()
-                        return
-                except RedisError as error:
-                    log.warning("the lease could not be renewed", run=self._run_id, reason=str(error))
-
-        thread = threading.Thread(target=renew, name="lease", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            thread.join(5)
-
     def _patiently(self, read: Callable[[], T]) -> T:
         """Redis may be away for a while, as for the writers."""
         end = time.monotonic() + self._settings.redis_patience_s
@@ -310,43 +270,12 @@ class _Runner:
             return None
 
 
-def row_size(job: BatchJob) -> int:
-    """Bytes of a row, roughly."""
-    return 16 + sum(4 * o.size if o.kind == "vector" else _ROW_BYTES[o.kind] for o in job.outputs)
-
-
-def summary(found: Distribution) -> OutputSummary:
-    """What the manifest keeps of a distribution."""
-    return OutputSummary(
-        null_share=found.null_share, same_share=found.same_share, mean=found.mean,
-        least=found.least if found.values else None, greatest=found.greatest if found.values else None,
-        bins=found.coarse,
-    )  # fmt: skip
+def known(error: Exception) -> bool:
+    """Whether the error says all there is to know of it."""
+    return isinstance(error, BatchError) and error.exit_code != BatchError.exit_code
 
 
 def _versions() -> dict[str, str]:
     import pyspark
 
     return {"python": platform.python_version(), "spark": pyspark.__version__, "arrow": pa.__version__}
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM ends the run as an exception does; only where signals can be had, in the main thread."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def end(_: int, __: FrameType | None) -> None:
-        raise _Terminated
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def spark_log(settings: BatchSettings, run: str) -> Path:
-    """Where Spark's log of a run is while it goes on."""
-    return scratch_of(settings.scratch, run) / "spark.log"

@@ -40,6 +40,7 @@ _KNOWN: dict[str, type[BatchError]] = {
     "StorageError": StorageError,
 }
 _RAISED = re.compile(r"^(?:[\w.]*\.)?(\w+(?:Error|Exception)): (.*)$", re.MULTILINE)
+_REFUSED = re.compile(r"No space left on device|File too large|Disk quota exceeded|Read-only file system")
 _LOCAL = re.compile(r"local(?:\[([^,\]]+)\])?")
 
 
@@ -123,6 +124,12 @@ class SparkWork:
         parts_made = [Part(file=row["file"], rows=row["rows"], bytes=row["bytes"]) for row in found]
         return parts_made, sum(row["duplicates"] for row in found), distributions
 
+    def close(self) -> None:
+        """Let go of what Spark keeps of the run."""
+        if self._population is not None:
+            with contextlib.suppress(Exception):  # its JVM may be gone
+                self._population.unpersist()
+
     def golden(self) -> str:
         """Scores the release's golden rows in an executor; what differs, or an empty text."""
         check = GoldenCheck(self._job.scoring, str(self._inputs.release.path))
@@ -182,17 +189,21 @@ class SparkWork:
         except BatchError:
             raise
         except Exception as error:
-            if known := known_failure(str(error)):
-                raise known from error
-            raise
+            raise failure(error) from error
 
 
-def known_failure(text: str) -> BatchError | None:
-    """What an executor raised on purpose, found in Spark's account of it; None where it is something else."""
+def failure(error: Exception) -> BatchError:
+    """What Spark's account of a failure comes down to: what an executor raised on purpose, a storage that refused, a
+    JVM that is gone; else its first line."""
+    text = str(error)
     for name, message in reversed(_RAISED.findall(text)):
         if name in _KNOWN:
             return _KNOWN[name](message)
-    return None
+    if refused := _REFUSED.search(text):
+        return StorageError(f"a disk refused what Spark wrote: {refused[0]}")
+    if type(error).__name__ in ("Py4JNetworkError", "ConnectionRefusedError", "ConnectionResetError"):
+        return StorageError(f"Spark's driver process ended: {error}")
+    return BatchError(f"Spark failed: {type(error).__name__}: {text.strip().splitlines()[0] if text.strip() else ''}")
 
 
 def _has(frame: DataFrame, columns: tuple[str, ...] | list[str], what: str) -> None:
