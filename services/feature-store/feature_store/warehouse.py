@@ -152,9 +152,31 @@ class Warehouse:
                 found.setdefault(file.log, []).append(file)
         return dict(sorted(found.items(), key=lambda entry: max(f.modified_s for f in entry[1])))
 
-    def day_files(self, source: SourceFiles, day_us: int) -> list[WarehouseFile]:
-        """Archived files of one day, those that others cover too (`keep` is empty)."""
-        return self._retried(lambda: self._resolved(source, [e for e in self._listed(source) if e[0] == day_us])[0])
+    def ends(self, source: SourceFiles) -> dict[str, dict[int, int]]:
+        """By log and partition, the offset after the last one that was archived, also where it left no row."""
+        out: dict[str, dict[int, int]] = {}
+        covered = [(f.log, f.coverage) for files in self.archived(source).values() for f in files]
+        marks = (names.parsed(f.name) for f in self.store.files(f"{source.folder}/{names.EMPTY_FOLDER}"))
+        for log, coverage in [*covered, *((m.log, m.coverage) for m in marks if m is not None)]:
+            ends = out.setdefault(log, {})
+            for partition, spans in (coverage or {}).items():
+                ends[partition] = max(ends.get(partition, 0), spans[-1][1] + 1)
+        return out
+
+    def archived_days(self, source: SourceFiles) -> dict[int, list[StoredFile]]:
+        """Archived files by day, as they are listed, none opened: first microsecond of the day → files."""
+        found: dict[int, list[StoredFile]] = {}
+        for day_us, file in self._listed(source):
+            if file.path.count("/") > 1:
+                found.setdefault(day_us, []).append(file)
+        return found
+
+    def resolved(self, source: SourceFiles, day_us: int, files: Sequence[StoredFile]) -> list[WarehouseFile]:
+        """Archived files of one day with what of each counts; `keep` is empty for those that others cover.
+
+        Raises FileNotFoundError where one vanished.
+        """
+        return self._resolved(source, [(day_us, file) for file in files])[0]
 
     # -- planning
 

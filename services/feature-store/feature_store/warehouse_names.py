@@ -27,6 +27,8 @@ Coverage = Mapping[int, Sequence[Span]]
 
 SUFFIX = ".parquet"
 RANGES_KEY = b"trine.ranges"
+EMPTY_FOLDER = "_empty"
+"""Beside a source's days: empty files, named like others without `.parquet`, for ranges that left no row."""
 _SHARED = "shared"
 _NAME = re.compile(r"(?P<log>.+)-(?:(?P<partition>\d+)-(?P<first>\d+)-(?P<last>\d+)|shared-[0-9a-f]{16})")
 

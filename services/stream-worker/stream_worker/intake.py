@@ -86,20 +86,7 @@ def take_in(
     max_step_us: int,
 ) -> tuple[Rows, list[Refused]]:
     """Rows that may be used, and the refused; moves `clocks` (by partition, microseconds) on."""
-    decoded = decode(messages.values, stream.layout)
-    bad = _bad_rows(decoded, stream)
-    refused = _explained(decoded, stream, np.flatnonzero(bad))
-    rows = np.flatnonzero(~bad)
-    rows = rows[np.lexsort((messages.offset[rows], messages.partition[rows]))]
-    keys = {name: _coded(decoded.texts[name].take(rows)) for name in key_fields}
-    if not stream.is_label:
-        home = keys[stream.key] if stream.key in keys else _coded(decoded.texts[stream.key].take(rows))
-        there = shards_of(home.values, shards)[home.index] == messages.partition[rows]
-        if not there.all():
-            for row, at in zip(rows[~there].tolist(), home.index[~there].tolist(), strict=True):
-                refused.append(_misplaced(row, stream, home.values[at], messages, shards))
-            rows = rows[there]
-            keys = {name: Coded(c.values, c.index[there]) for name, c in keys.items()}
+    decoded, rows, keys, refused = sound(messages, stream, key_fields, shards)
     clock_field = stream.known_at or stream.time
     times, recorded = decoded.integers[clock_field][rows], messages.recorded_us[rows]
     lateness_us = NO_LATENESS if stream.is_label else lateness_us
@@ -126,6 +113,28 @@ def take_in(
         known_at,
     )
     return out, sorted(refused, key=lambda r: r.row)
+
+
+def sound(
+    messages: Messages, stream: Stream, key_fields: Sequence[str], partitions: int
+) -> tuple[Decoded, NDArray[np.intp], dict[str, Coded], list[Refused]]:
+    """All fields as columns, the sound rows of them sorted by partition and offset, these rows' keys by key field, and
+    the others. Times are not judged against clocks. A stream without a key has no right partition."""
+    decoded = decode(messages.values, stream.layout)
+    bad = _bad_rows(decoded, stream)
+    refused = _explained(decoded, stream, np.flatnonzero(bad))
+    rows = np.flatnonzero(~bad)
+    rows = rows[np.lexsort((messages.offset[rows], messages.partition[rows]))]
+    keys = {name: _coded(decoded.texts[name].take(rows)) for name in key_fields}
+    if stream.key and not stream.is_label:
+        home = keys[stream.key] if stream.key in keys else _coded(decoded.texts[stream.key].take(rows))
+        there = shards_of(home.values, partitions)[home.index] == messages.partition[rows]
+        if not there.all():
+            for row, at in zip(rows[~there].tolist(), home.index[~there].tolist(), strict=True):
+                refused.append(_misplaced(row, stream, home.values[at], messages, partitions))
+            rows = rows[there]
+            keys = {name: Coded(c.values, c.index[there]) for name, c in keys.items()}
+    return decoded, rows, keys, refused
 
 
 def refused_ids(messages: Messages, stream: Stream, refused: Sequence[Refused]) -> dict[int, list[tuple[str, int]]]:

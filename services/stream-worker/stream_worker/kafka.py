@@ -46,8 +46,10 @@ def consumer_config(settings: WorkerSettings, group: str) -> ClientConfig:
         "session.timeout.ms": settings.session_timeout_ms,
         "heartbeat.interval.ms": max(settings.session_timeout_ms // 5, 200),
         "max.poll.interval.ms": max(60_000, settings.session_timeout_ms),
-        # One thread serves hundreds of partitions: few large fetches, and a bounded queue of 32 MB.
-        "fetch.wait.max.ms": 100,
+        # One thread serves hundreds of partitions: few large fetches, and a bounded queue of 32 MB. A fetch names all
+        # of them, so that one for every message would keep the broker busy; 50 ms is the most that this waits.
+        "fetch.wait.max.ms": 50,
+        "fetch.min.bytes": 65_536,
         "fetch.message.max.bytes": 1_048_576,
         "queued.min.messages": 50_000,
         "queued.max.messages.kbytes": 32_768,
@@ -58,6 +60,16 @@ def consumer_config(settings: WorkerSettings, group: str) -> ClientConfig:
     if settings.static_membership:
         config["group.instance.id"] = settings.worker_id
     return config
+
+
+def archive_consumer_config(settings: WorkerSettings, group: str) -> ClientConfig:
+    """As `consumer_config`, in no hurry: few and large fetches."""
+    return {
+        **consumer_config(settings, group),
+        "fetch.wait.max.ms": 500,
+        "fetch.min.bytes": 1_048_576,
+        "max.poll.interval.ms": max(300_000, settings.session_timeout_ms),
+    }
 
 
 def onlooker(settings: WorkerSettings, group: str) -> Consumer:
@@ -120,6 +132,23 @@ def topic_ids(admin: AdminClient, topics: Iterable[str], shards: int | None = No
             )
         found[name] = str(described.topic_id)
     return found
+
+
+def described(admin: AdminClient, names: Sequence[str]) -> tuple[dict[str, tuple[str, int]], list[str]]:
+    """Kafka's own id and number of partitions of each topic, and those that do not exist. Raises KafkaException."""
+    found: dict[str, tuple[str, int]] = {}
+    missing: list[str] = []
+    asked = admin.describe_topics(TopicCollection(list(names)), request_timeout=REQUEST_TIMEOUT_S)
+    for name, future in asked.items():
+        try:
+            topic = future.result()
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
+                raise
+            missing.append(name)
+        else:
+            found[name] = str(topic.topic_id), len(topic.partitions)
+    return found, missing
 
 
 def partitions(topics: Sequence[str], shards: int) -> list[tuple[str, int]]:

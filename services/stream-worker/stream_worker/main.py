@@ -7,8 +7,11 @@ import sys
 import uuid
 
 import redis
+from feature_store import keys as names
 from feature_store.definitions import DefinitionError, FeaturePlan
+from feature_store.source_files import DatasetError
 from feature_store.updates import StateWriter
+from feature_store.warehouse import Warehouse
 from model_release.errors import ReleaseError
 from model_release.release import open_release
 from redis.backoff import NoBackoff
@@ -19,7 +22,12 @@ from service_kit.run import Lifecycle, StartRefused, run
 from service_kit.settings import ProcessSettings
 
 from stream_worker import kafka
+from stream_worker.archive_compaction import Compaction, CompactionPolicy
+from stream_worker.archive_metrics import ArchiveMetrics
+from stream_worker.archive_stage import ArchiveStage
+from stream_worker.archive_topics import archived_topics
 from stream_worker.progress import ProgressProbe
+from stream_worker.rebuild_follower import RebuildFollower
 from stream_worker.rekey_stage import RekeyStage
 from stream_worker.settings import WorkerSettings
 from stream_worker.state_stage import StateStage
@@ -59,21 +67,21 @@ def refuse_eviction(client: redis.Redis) -> None:
 
 
 async def start(life: Lifecycle, settings: WorkerSettings) -> None:
+    if settings.processes > 1:
+        index = ProcessSettings().index or 0
+        settings = settings.model_copy(update={"worker_id": f"{settings.worker_id}-{index}"})
+    await (start_archive if settings.role == "archive" else start_features)(life, settings)
+
+
+async def start_features(life: Lifecycle, settings: WorkerSettings) -> None:
     plan = plan_of(settings)
     try:
         streams = PlanStreams.of(plan)
     except PlanUnsupported as error:
         raise StartRefused(str(error)) from error
-    if settings.processes > 1:
-        index = ProcessSettings().index or 0
-        settings = settings.model_copy(update={"worker_id": f"{settings.worker_id}-{index}"})
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     metrics = WorkerMetrics(life.metrics)
-    http = HttpServer(
-        health_app("Trine stream worker", life.health, life.metrics), settings.metrics_port, settings.host
-    )
-    await http.start()
-    life.on_stop("http", http.stop)
+    http = await _http(life, settings)
     admin = kafka.admin_client(settings)
     client = redis.Redis.from_url(
         settings.redis_url, socket_timeout=5, socket_connect_timeout=2, retry=Retry(NoBackoff(), 0)
@@ -88,10 +96,51 @@ async def start(life: Lifecycle, settings: WorkerSettings) -> None:
     )
     state = StateStage(settings, streams, lambda: StateWriter(client, plan, owner), probe, admin, metrics, life.health)
     life.thread("progress", probe.run, deadline_s=15)
+    follower = RebuildFollower(
+        settings, streams, client, lambda: StateWriter(client, plan, owner, names.NEXT_POINTER), admin
+    )
     life.thread("state", state.run, deadline_s=30)
+    life.thread("next", follower.run, deadline_s=30)
     if streams.rekeyed:
         life.thread("rekey", RekeyStage(settings, streams, metrics, life.health).run, deadline_s=30)
     log.info("stream worker", worker_id=settings.worker_id, owner=owner, http_port=http.port, model=plan.model)
+
+
+async def start_archive(life: Lifecycle, settings: WorkerSettings) -> None:
+    if not settings.warehouse:
+        raise StartRefused("set TRINE_WORKER_WAREHOUSE to the warehouse's folder or URI")
+    planned = settings.plan_file is not None or settings.releases is not None
+    try:
+        topics = archived_topics(plan_of(settings) if planned else None, settings.archive_topics)
+        warehouse = Warehouse(settings.warehouse)
+    except (PlanUnsupported, DatasetError) as error:
+        raise StartRefused(str(error)) from error
+    metrics = ArchiveMetrics(life.metrics)
+    http = await _http(life, settings)
+    admin = kafka.admin_client(settings)
+    stage = ArchiveStage(settings, topics, warehouse.store, admin, metrics, life.health)
+    if settings.compact_every_s:
+        policy = CompactionPolicy(
+            settings.compact_files, settings.compact_quiet_s, settings.compact_bytes, settings.compact_grace_s
+        )
+        compaction = Compaction(warehouse, topics, policy, metrics)
+        life.thread("compaction", lambda stop: compaction.run(stop, settings.compact_every_s, stage.owns))
+    life.thread("archive", stage.run, deadline_s=60)
+    log.info(
+        "archive worker",
+        worker_id=settings.worker_id,
+        http_port=http.port,
+        warehouse=warehouse.uri,
+        topics=[t.topic for t in topics],
+    )
+
+
+async def _http(life: Lifecycle, settings: WorkerSettings) -> HttpServer:
+    app = health_app("Trine stream worker", life.health, life.metrics)
+    http = HttpServer(app, settings.metrics_port, settings.host)
+    await http.start()
+    life.on_stop("http", http.stop)
+    return http
 
 
 def main() -> int:

@@ -10,13 +10,15 @@ from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 from service_kit.settings import ServiceSettings
 
+from stream_worker.archive_topics import TopicDeclaration
+
 
 class WorkerSettings(ServiceSettings):
     """One worker: what it reads, writes and runs."""
 
     model_config = SettingsConfigDict(env_prefix="TRINE_WORKER_", frozen=True, extra="forbid", env_ignore_empty=True)
 
-    role: Literal["features"] = "features"
+    role: Literal["features", "archive"] = "features"
     redis_url: str = "redis://127.0.0.1:6379/0"
     kafka_bootstrap: str = "127.0.0.1:9092"
     #: Folder of releases, and the one whose feature plan is run.
@@ -31,12 +33,12 @@ class WorkerSettings(ServiceSettings):
     metrics_port: int = Field(default=8090, ge=0, le=65_535)
     #: Partitions of every keyed topic; chosen once.
     shards: int = Field(default=64, ge=1, le=4096)
-    #: Prefix of the consumer groups `<prefix>-features` and `<prefix>-rekey`.
+    #: Prefix of the consumer groups `<prefix>-features`, `<prefix>-rekey` and `<prefix>-archive`.
     group_prefix: str = "trine"
     #: Rows of a micro-batch under load.
     batch_rows: int = Field(default=20_000, ge=100, le=200_000)
     #: How long a micro-batch waits to fill, seconds.
-    linger_s: float = Field(default=0.05, gt=0, le=5)
+    linger_s: float = Field(default=0.2, gt=0, le=5)
     #: A worker that has not been heard of for so long has lost its shards.
     session_timeout_ms: int = Field(default=10_000, ge=1_000, le=300_000)
     #: Keep a restarted worker's shards for it (stable worker_id, as in a StatefulSet) instead of handing them out.
@@ -44,3 +46,20 @@ class WorkerSettings(ServiceSettings):
     transaction_timeout_ms: int = Field(default=10_000, ge=1_000, le=900_000)
     #: How often an idle shard says that it is up to date, seconds.
     heartbeat_s: float = Field(default=0.5, gt=0, le=30)
+    #: Role archive: folder or URI (s3://bucket/prefix) of the warehouse.
+    warehouse: str = ""
+    #: Further topics to keep, and how, as JSON: [{"topic": …, "folder": …, "message": …, "id": …, "time": …}].
+    archive_topics: tuple[TopicDeclaration, ...] = ()
+    #: A chunk is written when it has so many rows, so many bytes in memory, or is so old, seconds.
+    archive_rows: int = Field(default=500_000, ge=1, le=50_000_000)
+    archive_bytes: int = Field(default=128 * 1024 * 1024, ge=1_000, le=8 * 1024**3)
+    archive_age_s: float = Field(default=60.0, gt=0, le=3_600)
+    #: How often files are looked at to merge small ones, seconds; 0: never.
+    compact_every_s: float = Field(default=300.0, ge=0, le=86_400)
+    #: So many small files of a day are merged at once; fewer only when the day has been quiet for so long, seconds.
+    compact_files: int = Field(default=8, ge=2, le=1_000)
+    compact_quiet_s: float = Field(default=3_600.0, ge=0)
+    #: The size to merge up to.
+    compact_bytes: int = Field(default=64 * 1024 * 1024, ge=1_000, le=1024**3)
+    #: How long files that were merged into another stay for readers that have planned with them, seconds.
+    compact_grace_s: float = Field(default=900.0, ge=0)

@@ -122,7 +122,7 @@ class PlanStreams:
 
 def _stream(source: Source | LabelSource) -> Stream:
     try:
-        layout = MessageLayout.of(_descriptor(source.message))
+        layout = MessageLayout.of(message_descriptor(source.message))
     except LayoutError as error:
         raise PlanUnsupported(f"source {source.name}: {error}") from error
     known_at: str | None = None
@@ -140,8 +140,9 @@ def _stream(source: Source | LabelSource) -> Stream:
     return Stream(source.name, source.topic, layout, source.key, source.id, source.time, tuple(fields), known_at, value)
 
 
-def _descriptor(message: str) -> Descriptor:
-    """The descriptor of `package.v1.Name`, whose generated code is `package/v1/<package>_pb2.py`."""
+def message_descriptor(message: str) -> Descriptor:
+    """The descriptor of `package.v1.Name`, whose generated code is `package/v1/<package>_pb2.py`. Raises
+    PlanUnsupported."""
     package = message.rsplit(".", 1)[0]
     try:
         importlib.import_module(f"{package}.{package.split('.')[-2]}_pb2")
