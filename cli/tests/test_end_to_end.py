@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,7 +22,8 @@ from model_release.testing import write_toy_release
 from trine.scoring.v1.scoring_pb2 import ScoreSource
 from trine_cli.decision_replay import replay_decisions
 from trine_cli.errors import UsageError
-from trine_cli.kafka_archive import KafkaArchive
+from trine_cli.kafka_archive import DECISIONS, KafkaArchive
+from trine_cli.kafka_log import KafkaLog
 from trine_cli.local.redis_server import RedisServer
 from trine_cli.local.stack import TORCHSERVE, Stack, StackOptions
 from trine_cli.main import main
@@ -69,6 +71,11 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Played]:
                 replies.append(reply)
                 if len(replies) == len(traffic) * 3 // 4:
                     stack.kill(TORCHSERVE)
+            # The last ones are safe in the spool and on their way.
+            log, deadline = KafkaLog(stack.kafka_bootstrap), time.monotonic() + 60
+            while sum(log.ends(DECISIONS).values()) < len(replies):
+                assert time.monotonic() < deadline, "not all decisions reached Kafka"
+                time.sleep(0.1)
             yield Played(stack, server.url, dataset, releases, release, replies)
 
 
