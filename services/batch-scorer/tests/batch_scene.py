@@ -120,7 +120,18 @@ class Scene:
         limit = [] if file_bytes is None else ["prlimit", f"--fsize={file_bytes}"]
         command = [*limit, sys.executable, "-m", "tests.batch_scene", json.dumps(settings), str(cutoff_us), do]
         with (self.scratch.parent / f"driver-{time.time_ns()}.log").open("wb") as log:
-            return subprocess.Popen(command, env=os.environ | {"PYTHONPATH": path}, stdout=log, stderr=log)
+            # A JVM that lives for seconds only.
+            env = {"PYTHONPATH": path, "JAVA_TOOL_OPTIONS": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"}
+            return subprocess.Popen(command, env=os.environ | env, stdout=log, stderr=log)
+
+
+def new_scene(shop: Path, folder: Path, url: str) -> Scene:
+    """The shop's transactions in a warehouse whose runs are the test's own."""
+    warehouse, scratch = folder / "warehouse", folder / "scratch"
+    warehouse.mkdir(parents=True)
+    scratch.mkdir()
+    (warehouse / "transactions").symlink_to(shop / "warehouse" / "transactions")
+    return Scene(url, warehouse, shop / "releases", scratch)
 
 
 class SignalsItself:
@@ -157,11 +168,11 @@ def wait_for(what: str, check: Callable[[], object], timeout_s: float = 60.0) ->
 def main() -> int:
     from batch_scorer.errors import BatchError
     from batch_scorer.runner import run_job
-    from tests.shop_job import JOB
+    from tests.shop_job import QUICK
 
     settings = BatchSettings.model_validate(json.loads(sys.argv[1]))
     try:
-        run_job(JOB, int(sys.argv[2]), settings, watcher=SignalsItself(sys.argv[3]))
+        run_job(QUICK, int(sys.argv[2]), settings, watcher=SignalsItself(sys.argv[3]))
     except BatchError as error:
         print(f"{type(error).__name__}: {error}", flush=True)
         return error.exit_code

@@ -10,7 +10,7 @@ import tests.shop_job
 from feature_store.spark_session import spark_session
 from pyspark import cloudpickle
 from pyspark.sql import SparkSession
-from tests.batch_scene import Scene, write_release, write_warehouse
+from tests.batch_scene import Scene, new_scene, write_release, write_warehouse
 
 
 @pytest.fixture(scope="session")
@@ -35,12 +35,3 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def scene(shop: Path, tmp_path: Path, redis_url: str) -> Scene:
     return new_scene(shop, tmp_path, redis_url)
-
-
-def new_scene(shop: Path, folder: Path, url: str) -> Scene:
-    """The shop's transactions in a warehouse whose runs are the test's own."""
-    warehouse, scratch = folder / "warehouse", folder / "scratch"
-    warehouse.mkdir(parents=True)
-    scratch.mkdir()
-    (warehouse / "transactions").symlink_to(shop / "warehouse" / "transactions")
-    return Scene(url, warehouse, shop / "releases", scratch)

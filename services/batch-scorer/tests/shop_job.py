@@ -5,12 +5,16 @@ Read by the runner's tests; a real job lives beside its model, in `models/<name>
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+import signal
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from batch_scorer.job import BatchJob, Checks, Need, Output
+import pyarrow as pa
+import pyarrow.compute as pc
+from batch_scorer.job import BatchJob, Checks, Need, Output, Score
 from batch_scorer.scoring import ModuleScoring
 from feature_store.definitions import Count, FeaturePlan, FeatureView, Mean, RequestFeature, days
 
@@ -67,6 +71,36 @@ def one_amount_for_all(inputs: Inputs, rows: DataFrame) -> DataFrame:
     from pyspark.sql import functions as f
 
     return rows.select("key", *(f.lit(1.0).cast("float").alias(name) for name in PLAN.features))
+
+
+@dataclass(frozen=True)
+class Halved(ModuleScoring):
+    """Half of a feature in place of the module, for tests about what is around it: no torch to load."""
+
+    def load(self, folder: Path) -> Score:
+        return lambda batch: [pc.divide(batch.column("amount"), 2.0).cast(pa.float32())]
+
+    def golden(self, folder: Path) -> str:
+        return ""
+
+
+@dataclass(frozen=True)
+class KillsItsWorker(Halved):
+    """At its first try of each task the worker dies as by kill -9, in the middle of a batch."""
+
+    def load(self, folder: Path) -> Score:
+        from pyspark import TaskContext
+
+        def score(batch: pa.RecordBatch) -> list[pa.Array]:
+            context = TaskContext.get()
+            if context is not None and context.attemptNumber() == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return list(Halved.load(self, folder)(batch))
+
+        return score
+
+
+QUICK = replace(JOB, scoring=Halved("score"))
 
 
 @dataclass(frozen=True)
