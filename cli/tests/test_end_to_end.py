@@ -20,6 +20,7 @@ from feature_store.rebuild import rebuild
 from model_release import Release
 from model_release.testing import write_toy_release
 from trine.scoring.v1.scoring_pb2 import ScoreSource
+from trine_cli.archived import await_archived
 from trine_cli.decision_replay import replay_decisions
 from trine_cli.errors import UsageError
 from trine_cli.kafka_archive import DECISIONS, KafkaArchive
@@ -28,6 +29,7 @@ from trine_cli.local.redis_server import RedisServer
 from trine_cli.local.stack import TORCHSERVE, Stack, StackOptions
 from trine_cli.main import main
 from trine_cli.traffic import Reply, SendOptions, load_traffic, send
+from trine_cli.warehouse_archive import WarehouseArchive
 
 from models.fraud.features import PLAN
 from models.fraud.generator import generate
@@ -59,7 +61,13 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Played]:
     with RedisServer(folder / "redis") as server:
         with redis.Redis.from_url(server.url) as client:
             rebuild(client, PLAN, dataset, _DAY, _SHARDS)
-        options = StackOptions(releases=releases, data=folder / "stack", redis_url=server.url, shards=_SHARDS)
+        options = StackOptions(
+            releases=releases,
+            data=folder / "stack",
+            redis_url=server.url,
+            shards=_SHARDS,
+            env={"TRINE_WORKER_ARCHIVE_AGE_S": "1"},
+        )
         with Stack(options) as stack:
             traffic = load_traffic(dataset, _DAY, _DAY + DAY_US)
             # Time enough for a busy machine: what is tested here is what was decided, not how fast.
@@ -76,6 +84,7 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Played]:
             while sum(log.ends(DECISIONS).values()) < len(replies):
                 assert time.monotonic() < deadline, "not all decisions reached Kafka"
                 time.sleep(0.1)
+            await_archived(stack.kafka_bootstrap, PLAN, 60)
             yield Played(stack, server.url, dataset, releases, release, replies)
 
 
@@ -100,7 +109,7 @@ def test_every_decision_is_equal_from_the_archive_also_when_redis_is_empty(
         "--out",
         str(tmp_path / "out.parquet"),
     ]
-    command += ["--kafka-bootstrap", played.stack.kafka_bootstrap]
+    command += ["--warehouse", played.stack.warehouse]
     base = ["--transactions", str(played.dataset), "--until", "2018-05-12"]
     with pytest.raises(SystemExit) as ended:
         main([*command, *base])
@@ -115,15 +124,14 @@ def test_every_decision_is_equal_from_the_archive_also_when_redis_is_empty(
     with redis.Redis.from_url(played.redis_url) as client:
         assert client.dbsize() > 0
         client.flushall()
-    report, _ = replay_decisions(
-        played.stack.kafka_bootstrap, played.releases, (played.dataset, _DAY), _DAY, _DAY + DAY_US
-    )
-    assert (report.decisions, report.different) == (len(played.replies), 0)
+    for archive in (WarehouseArchive(played.stack.warehouse), KafkaArchive(played.stack.kafka_bootstrap)):
+        report, _ = replay_decisions(archive, played.releases, (played.dataset, _DAY), _DAY, _DAY + DAY_US)
+        assert (report.decisions, report.different) == (len(played.replies), 0)
 
 
 def test_a_wrong_base_is_noticed(played: Played, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["decisions", "replay", "--releases", str(played.releases), "--json"]
-    command += ["--kafka-bootstrap", played.stack.kafka_bootstrap]
+    command += ["--warehouse", played.stack.warehouse]
     with pytest.raises(SystemExit) as ended:
         main([*command, "--transactions", str(played.dataset), "--until", "2018-05-11"])
     assert ended.value.code == 5

@@ -51,7 +51,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer,
             writer.heartbeat(entity.name, dict.fromkeys(range(64), time.time_ns() // 1_000))
     factory = ServiceFactory(
         releases=folder / "releases", release=release.id, redis_url=url, kafka_bootstrap=kafka_bootstrap, shards=64,
-        ports=Ports(*free_ports(6)), logs=folder, env={},
+        ports=Ports(*free_ports(7)), logs=folder, env={},
     )  # fmt: skip
     with factory.gateway(f"127.0.0.1:{free_port()}", 1, folder / "spool") as service:
         yield service.address

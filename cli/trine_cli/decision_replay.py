@@ -1,4 +1,4 @@
-"""Replay of recorded decisions with Kafka as the archive and a folder of releases: for the command and the demo."""
+"""Replay of recorded decisions from an archive and a folder of releases: for the command and the demo."""
 
 from __future__ import annotations
 
@@ -6,28 +6,26 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pyarrow as pa
+from batch_scorer.archive import Archive
 from batch_scorer.outcome import Replayed, Report
 from batch_scorer.replay import Replay, ServedRelease
 from batch_scorer.vectors import Base
 from model_release import list_releases, open_release, scoring_module
 
 from trine_cli.errors import BadInput
-from trine_cli.kafka_archive import KafkaArchive
-from trine_cli.kafka_log import Advance
 from trine_cli.parquet_file import write_parquet
 
 
 def replay_decisions(
-    bootstrap: str,
+    archive: Archive,
     releases: Path,
     base: tuple[Path, int] | None = None,
     from_us: int | None = None,
     to_us: int | None = None,
-    advance: Advance = lambda topic, messages: None,
 ) -> tuple[Report, list[Replayed]]:
     """Every decision on events from `from_us` to before `to_us`, replayed; `base`: dataset and cut of a rebuild.
 
-    Raises Unavailable, BadInput, model_release.ReleaseError, feature_store.dataset.DatasetError.
+    Raises BadInput, model_release.ReleaseError, feature_store.dataset.DatasetError, and what the archive does.
     """
     if not releases.is_dir():
         raise BadInput(f"--releases {releases}: is not a folder")
@@ -38,7 +36,7 @@ def replay_decisions(
             return None
         return ServedRelease(open_release(known[release]), scoring_module.load(known[release]))
 
-    replay = Replay(KafkaArchive(bootstrap, advance), served, None if base is None else Base(*base))
+    replay = Replay(archive, served, None if base is None else Base(*base))
     found = list(replay.run(from_us, to_us))
     return replay.report, found
 

@@ -8,18 +8,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-from batch_scorer.archive import EntityTopic, LogExtent, LoggedEvents, LoggedRows
+from batch_scorer.archive import EntityTopic, LogExtent, LoggedEvents
 from feature_store.definitions import FeaturePlan
 from feature_store.history import EntityKeys
-from feature_store.kernel import Int64s
-from stream_worker import entity_batch
 from stream_worker.consumed import recorded_us
-from stream_worker.entity_batch import Part
 from stream_worker.intake import NO_LATENESS, Messages, take_in
 from stream_worker.streams import PlanStreams
 from trine.events.v1.events_pb2 import DecisionRecord
 
 from trine_cli.kafka_log import Advance, KafkaLog
+from trine_cli.rekeyed_rows import entity_topic
 
 DECISIONS = "trine.decisions"
 _STEP = 5_000
@@ -56,16 +54,8 @@ class KafkaArchive:
     def entity_topic(self, plan: FeaturePlan, entity: str) -> EntityTopic:
         target = PlanStreams.of(plan).derived[plan.topic_of(entity)]
         messages, extent = self._messages(target.topic)
-        parts: dict[str, list[tuple[int, Part]]] = {}
         places = zip(messages.partition.tolist(), messages.offset.tolist(), messages.values, strict=True)
-        for partition, offset, value in places:
-            try:
-                found = entity_batch.decode(value, target, partition, extent.shards)
-            except entity_batch.BatchMalformed:
-                continue  # the worker refused it too
-            for part in found:
-                parts.setdefault(part.columns.source, []).append((offset, part))
-        return EntityTopic(extent, {source: _rows(of) for source, of in parts.items()})
+        return entity_topic(target, extent, places)
 
     def decisions(self) -> Iterator[DecisionRecord]:
         # Up to now and no further: what these decisions were made of is in the topics that are read afterwards.
@@ -100,23 +90,3 @@ class KafkaArchive:
             values=values,
         )
         return read, LogExtent(facts.topic_id, ends)
-
-
-def _rows(parts: list[tuple[int, Part]]) -> LoggedRows:
-    """All parts of one source as columns, each row with the offset of its message."""
-    keys: dict[str, int] = {}
-    codes: list[Int64s] = []
-    for _, part in parts:
-        names = part.columns.keys
-        lookup = np.fromiter((keys.setdefault(k, len(keys)) for k in names), np.int64, len(names))
-        codes.append(lookup[part.columns.key_index])
-    columns = [part.columns for _, part in parts]
-    known = [c.known_at_us for c in columns if c.known_at_us is not None]
-    return LoggedRows(
-        keys=EntityKeys(np.concatenate(codes), list(keys)),
-        offset=np.repeat(np.array([offset for offset, _ in parts], dtype=np.int64), [len(c.id) for c in columns]),
-        time_us=np.concatenate([c.time_us for c in columns]),
-        id=np.concatenate([c.id for c in columns]),
-        fields={name: np.concatenate([c.fields[name] for c in columns]) for name in columns[0].fields},
-        known_at_us=np.concatenate(known) if known else None,
-    )

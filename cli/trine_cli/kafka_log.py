@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from confluent_kafka import (
@@ -71,6 +71,19 @@ class KafkaLog:
         finally:
             consumer.close()
 
+    def unread(self, group: str, topics: Sequence[str]) -> int:
+        """How many offsets of these topics a consumer group has not committed yet. Raises Unavailable."""
+        ends = {(topic, p): end for topic in topics for p, end in self.ends(topic).items()}
+        consumer = self._consumer(group)
+        try:
+            asked = [TopicPartition(topic, p) for topic, p in ends]
+            found = consumer.committed(asked, timeout=self._patience_s)
+            return sum(max(ends[tp.topic, tp.partition] - max(tp.offset, 0), 0) for tp in found)
+        except KafkaException as error:
+            raise Unavailable(f"group {group} on Kafka at {self._bootstrap}: {error.args[0].str()}") from error
+        finally:
+            consumer.close()
+
     def read(
         self, topic: str, until: Mapping[int, int] | None = None, ends: dict[int, int] | None = None
     ) -> Iterator[Message]:
@@ -95,12 +108,12 @@ class KafkaLog:
         finally:
             consumer.close()
 
-    def _consumer(self) -> Consumer:
+    def _consumer(self, group: str = "") -> Consumer:
         return Consumer(
             {
                 "bootstrap.servers": self._bootstrap,
                 # A client needs the name of a group to read; it never joins it.
-                "group.id": f"trine-log-{uuid.uuid4().hex}",
+                "group.id": group or f"trine-log-{uuid.uuid4().hex}",
                 "enable.auto.commit": False,
                 "isolation.level": "read_committed",
                 "enable.partition.eof": True,

@@ -32,9 +32,12 @@ def _decisions() -> None:
 @app.command()
 def replay(
     releases: Annotated[Path, typer.Option(help="Folder of releases; the decisions say which one they need.")],
+    warehouse: Annotated[
+        str | None, typer.Option(envvar="TRINE_WAREHOUSE", help="Folder or URI of the warehouse to read.")
+    ] = None,
     kafka_bootstrap: Annotated[
-        str, typer.Option(envvar="TRINE_KAFKA_BOOTSTRAP", help="The Kafka whose topics are the archive.")
-    ] = "127.0.0.1:9092",
+        str | None, typer.Option(help="Read this Kafka's topics instead (HOST:PORT), if it has forgotten nothing.")
+    ] = None,
     transactions: Annotated[
         Path | None, typer.Option(help="The dataset that `trine features rebuild` made the state of, if it did.")
     ] = None,
@@ -50,19 +53,27 @@ def replay(
     where any is different.
     """
     from trine_cli.decision_replay import replay_decisions, write_outcomes
+    from trine_cli.kafka_archive import KafkaArchive
+    from trine_cli.warehouse_archive import WarehouseArchive
 
+    if kafka_bootstrap is None and warehouse is None:
+        raise UsageError("--warehouse FOLDER or URI is needed: what the worker's role archive fills")
     if (transactions is None) != (until is None):
         raise UsageError("--transactions and --until go together: the history of a rebuilt state, and its cut")
     output = Output(json)
     began = time.monotonic()
     with output.progress("Reading the archive, replaying decisions") as advance:
+
+        def read(_: str, rows: int) -> None:
+            advance(rows)
+
+        archive = WarehouseArchive(warehouse or "", read)
         report, found = replay_decisions(
-            kafka_bootstrap,
+            archive if kafka_bootstrap is None else KafkaArchive(kafka_bootstrap, read),
             releases,
             base=None if transactions is None or until is None else (transactions, moment_us(until, "--until")),
             from_us=None if from_ is None else moment_us(from_, "--from"),
             to_us=None if to is None else moment_us(to, "--to"),
-            advance=lambda _topic, messages: advance(messages),
         )
     seconds = time.monotonic() - began
     if out is not None:

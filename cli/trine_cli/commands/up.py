@@ -35,6 +35,9 @@ def command(
         Path | None,
         typer.Option(help="Where Redis, Kafka and the spool keep their data; a temporary folder where not given."),
     ] = None,
+    warehouse: Annotated[
+        str | None, typer.Option(help="Folder or URI where events are archived; a folder in --data where not given.")
+    ] = None,
     gateways: Annotated[int, typer.Option(min=1, max=64, help="Gateway processes; they share the ports.")] = 1,
     grpc_port: Port = None,
     rest_port: Port = None,
@@ -54,7 +57,7 @@ def command(
     plain: Annotated[bool, typer.Option("--plain", help="Lines instead of a live table.")] = False,
     json: Json = False,
 ) -> None:
-    """Start Redis, Kafka, TorchServe, worker, gateway and feature store on this machine; Ctrl-C stops them all."""
+    """Start Redis, Kafka, TorchServe, workers, gateway and feature store on this machine; Ctrl-C stops them all."""
     from trine_cli.local.stack import Stack, StackOptions
 
     options = StackOptions(
@@ -72,6 +75,7 @@ def command(
         redis_url=redis_url,
         kafka_bootstrap=kafka_bootstrap,
         torchserve=torchserve,
+        warehouse=warehouse,
         env=dict(_setting(text) for text in set_ or []),
     )
     output = Output(json)

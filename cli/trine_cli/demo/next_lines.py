@@ -10,7 +10,7 @@ from trine_cli.demo.scenario import Scenario
 GRPC_PORT, REST_PORT = 50051, 8080
 
 
-def next_lines(scenario: Scenario, grpc: str, rest: str, kept: bool, kafka: str) -> list[tuple[str, str]]:
+def next_lines(scenario: Scenario, grpc: str, rest: str, kept: bool, warehouse: str) -> list[tuple[str, str]]:
     """(what it does, what to type); where the stack is not kept, the first line starts one on those ports."""
     time = f"{scenario.day.isoformat()}T23:59:00Z"
     fields = f'"event_time":"{time}","customer_id":"42","terminal_id":"17","amount_minor":24900,"currency":"EUR"'
@@ -39,7 +39,7 @@ def next_lines(scenario: Scenario, grpc: str, rest: str, kept: bool, kafka: str)
     if kept:
         lines.append(
             ("Compute every decision again from the archive, your own included",
-             f"{trine} decisions replay --releases {scenario.releases} --kafka-bootstrap {kafka} \\\n"
+             f"{trine} decisions replay --releases {scenario.releases} --warehouse {warehouse} \\\n"
              f"  --transactions {scenario.dataset} --until {scenario.day.isoformat()}")
         )  # fmt: skip
         lines.append(("Metrics of the gateway", f"curl -s {rest}/metrics | grep '^trine_gateway_decisions'"))

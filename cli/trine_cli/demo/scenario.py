@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from feature_store.dataset import DAY_US
@@ -19,8 +20,8 @@ class Scenario:
     """The handbook's population; the demo's day is the last of its `days`, and all before it is history.
 
     A release needs four weeks for training and validation, and the longest window reaches 37 days before those.
-    `rate`: requests a second. `outage_s`: how long TorchServe is away; `warm_up`: requests before
-    the day, for what compiles while it runs.
+    `rate`: requests a second. `outage_s`: how long TorchServe is away. `warm_up`: requests before the day, for what
+    compiles while it runs. `shards`, `env`: how the stack is set up.
     """
 
     folder: Path
@@ -34,6 +35,15 @@ class Scenario:
     outage_s: float = 5.0
     model_share: float = 0.99
     warm_up: int = 600
+    shards: int = 16
+    env: Mapping[str, str] = field(
+        # Two cores hold all servers and the client: larger bundles for Kafka, at the price of some feature lag.
+        default_factory=lambda: {
+            "TRINE_WORKER_LINGER_S": "0.25",
+            "TRINE_GATEWAY_KAFKA_LINGER_MS": "50",
+            "TRINE_WORKER_ARCHIVE_AGE_S": "5",
+        }
+    )
 
     @property
     def parameters(self) -> GeneratorParameters:

@@ -16,6 +16,7 @@ from feature_store.rebuild import rebuild
 from model_release import Release
 
 from models.fraud.features import PLAN
+from trine_cli.archived import await_archived
 from trine_cli.decision_replay import replay_decisions
 from trine_cli.demo.day import Day, Sending, load_day, load_warm_up
 from trine_cli.demo.live_table import watch
@@ -34,6 +35,7 @@ from trine_cli.local.redis_server import RedisServer
 from trine_cli.local.stack import REDIS, Stack, StackOptions
 from trine_cli.output import Output
 from trine_cli.traffic import SendOptions, send
+from trine_cli.warehouse_archive import WarehouseArchive
 
 _SETTLE_S = 60.0
 
@@ -71,7 +73,7 @@ def run(scenario: Scenario, keep: bool) -> None:
         release, day = _prepare(scenario, steps)
         stack = _start(scenario, release, steps, owned)
         outcome = _live(scenario, release, day, stack, steps)
-        lines = next_lines(scenario, *_addresses(stack, keep), keep, stack.kafka_bootstrap)
+        lines = next_lines(scenario, *_addresses(stack, keep), keep, stack.warehouse)
         write_report(outcome, release, lines, scenario.report)
         _conclude(output, outcome, lines, scenario.report)
         if keep:
@@ -104,18 +106,23 @@ def _start(scenario: Scenario, release: Release, steps: Steps, owned: ExitStack)
     logs = scenario.stack / "logs"
     with steps.step("state") as words:
         server = owned.enter_context(RedisServer(scenario.stack / REDIS, log=logs / f"{REDIS}.log"))
-        shards = StackOptions(releases=scenario.releases).shards
         with redis.Redis.from_url(server.url) as client:
-            made = rebuild(client, PLAN, scenario.dataset, scenario.day_us, shards)
+            made = rebuild(client, PLAN, scenario.dataset, scenario.day_us, scenario.shards)
         entities = ", ".join(f"{n:,} {view}s" for view, n in made.entities.items())
         words.append(f"feature state rebuilt from history until {scenario.day}: {entities}")
     with steps.step("stack") as words:
         options = StackOptions(
-            releases=scenario.releases, release=release.id, data=scenario.stack, logs=logs, redis_url=server.url
+            releases=scenario.releases,
+            release=release.id,
+            data=scenario.stack,
+            logs=logs,
+            shards=scenario.shards,
+            redis_url=server.url,
+            env=scenario.env,
         )
         stack = owned.enter_context(Stack(options))
         _await_calm(stack)
-        words.append(f"Redis, Kafka, TorchServe, worker, gateway, feature store are up; gRPC at {stack.grpc}")
+        words.append(f"Redis, Kafka, TorchServe, workers, gateway, feature store are up; gRPC at {stack.grpc}")
     return stack
 
 
@@ -131,7 +138,7 @@ def _live(scenario: Scenario, release: Release, day: Day, stack: Stack, steps: S
             scenario.rate,
             deadline_s=scenario.deadline_s,
             kafka_bootstrap=stack.kafka_bootstrap,
-            shards=stack.options.shards,
+            shards=scenario.shards,
         )
         sending = Sending(day, options)
         maker = OutageMaker(stack, sending, day.total, scenario.outage_s)
@@ -142,12 +149,16 @@ def _live(scenario: Scenario, release: Release, day: Day, stack: Stack, steps: S
         words.append(f"{day.total:,} transactions in {float(tally.sent_s.max()):.1f} s")
     with steps.step("replay") as words:
         _await_records(stack, warm + int((tally.state == ANSWERED).sum()))
+        await_archived(stack.kafka_bootstrap, PLAN, _SETTLE_S)
         began = time.monotonic()
         decisions, _ = replay_decisions(
-            stack.kafka_bootstrap, scenario.releases, (scenario.dataset, scenario.day_us), from_us=scenario.day_us
+            WarehouseArchive(stack.warehouse),
+            scenario.releases,
+            (scenario.dataset, scenario.day_us),
+            from_us=scenario.day_us,
         )
         took = time.monotonic() - began
-        words.append(f"{decisions.decisions:,} decisions from the archive, {decisions.different:,} different")
+        words.append(f"{decisions.decisions:,} decisions from the warehouse, {decisions.different:,} different")
     reports = len(day.traffic.reports)
     return Outcome(scenario, release.id, tally, day.fraud, outage, decisions, took, steps.timings, reports)
 

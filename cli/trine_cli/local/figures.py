@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from trine_cli.local.stack_services import GATEWAY, WORKER
+from trine_cli.local.stack_services import ARCHIVE, GATEWAY, WORKER
 
 Series = Mapping[tuple[str, tuple[tuple[str, str], ...]], float]
 """A metrics page: (sample name, sorted labels) to value."""
@@ -66,6 +66,11 @@ def words(component: str, before: Sample, now: Sample) -> str:
         parts.append(f"lag {_total('trine_worker_shard_lag_events', now):,.0f} events")
         if letters := _total("trine_worker_dead_letters_total", now):
             parts.append(f"{letters:,.0f} dead letters")
+    if component == ARCHIVE:
+        archived = _grown("trine_worker_events_total", "outcome", before, now).get("archived", 0.0)
+        parts.append(f"{archived / seconds:,.0f} events/s")
+        parts.append(f"lag {_total('trine_worker_archive_lag_events', now):,.0f} events")
+        parts.append(f"{_total('trine_worker_archive_files_total', now):,.0f} files")
     return " · ".join(parts)
 
 

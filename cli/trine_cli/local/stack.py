@@ -1,4 +1,4 @@
-"""Trine on one machine, whole: Redis, Kafka, TorchServe with its registrar, stream worker, gateway, feature store.
+"""Trine on one machine, whole: Redis, Kafka, TorchServe with its registrar, workers, gateway, feature store.
 
     with Stack(StackOptions(releases=Path("releases"))) as stack:
         channel = grpc.insecure_channel(stack.grpc)
@@ -23,22 +23,33 @@ from trine_cli.local.kafka_broker import KafkaBroker
 from trine_cli.local.ports import HOST, free_port
 from trine_cli.local.redis_server import RedisServer
 from trine_cli.local.stack_options import StackOptions, check_servers, chosen_release
-from trine_cli.local.stack_services import FEATURES, GATEWAY, REGISTRAR, WORKER, Ports, ServiceFactory
+from trine_cli.local.stack_services import ARCHIVE, FEATURES, GATEWAY, REGISTRAR, WORKER, Ports, ServiceFactory
 from trine_cli.local.supervisor import Component, Supervisor
 from trine_cli.local.torchserve import TorchServe
 
 REDIS, KAFKA, TORCHSERVE = "redis", "kafka", "torchserve"
 
 
-__all__ = ["FEATURES", "GATEWAY", "KAFKA", "REDIS", "REGISTRAR", "TORCHSERVE", "WORKER", "Stack", "StackOptions"]
+__all__ = [
+    "ARCHIVE",
+    "FEATURES",
+    "GATEWAY",
+    "KAFKA",
+    "REDIS",
+    "REGISTRAR",
+    "TORCHSERVE",
+    "WORKER",
+    "Stack",
+    "StackOptions",
+]
 
 
 class Stack:
     """The stack of `options`; starts on entry, stops on exit. Component names are the constants of this module.
 
     Addresses are known from the start: `grpc` and `rest` of the gateway, `features_grpc` and `features_rest`,
-    `redis_url`, `kafka_bootstrap`, `torchserve`, `worker_http`. Raises LocalStackError or BadInput, and then has left
-    nothing running.
+    `redis_url`, `kafka_bootstrap`, `torchserve`, `worker_http`, `archive_http`, `warehouse`. Raises LocalStackError or
+    BadInput, and then has left nothing running.
     """
 
     def __init__(self, options: StackOptions, say: Callable[[str], None] = lambda line: None) -> None:
@@ -54,6 +65,7 @@ class Stack:
             features_grpc=options.features_grpc_port or free_port(),
             features_rest=options.features_rest_port or free_port(),
             worker=free_port(),
+            archive=free_port(),
             registrar=free_port(),
         )
         self.redis_server: RedisServer | None = None
@@ -88,6 +100,16 @@ class Stack:
         return f"http://{HOST}:{self.ports.worker}"
 
     @property
+    def archive_http(self) -> str:
+        """URL of the archive worker's /metrics and health."""
+        return f"http://{HOST}:{self.ports.archive}"
+
+    @property
+    def warehouse(self) -> str:
+        """Folder or URI of what the archive worker fills."""
+        return self.options.warehouse or str((self.folder / "warehouse").resolve())
+
+    @property
     def redis_url(self) -> str:
         return self.options.redis_url or (self.redis_server.url if self.redis_server else "")
 
@@ -108,6 +130,8 @@ class Stack:
             "features_grpc": self.features_grpc,
             "features_rest": self.features_rest,
             "worker_http": self.worker_http,
+            "archive_http": self.archive_http,
+            "warehouse": self.warehouse,
             "redis_url": self.redis_url,
             "kafka_bootstrap": self.kafka_bootstrap,
             "torchserve": self.torchserve,
@@ -202,6 +226,7 @@ class Stack:
             found.append(Component(make.registrar(self.model_server), after=(TORCHSERVE,)))
         gateway = make.gateway(self.torchserve, self.options.gateways, (self.folder / "spool").resolve())
         found.append(Component(make.worker(), after=(REDIS, KAFKA)))
+        found.append(Component(make.archive(self.warehouse), after=(KAFKA,)))
         found.append(Component(make.feature_store(), after=(REDIS, KAFKA)))
         found.append(Component(gateway, after=(REDIS, KAFKA, TORCHSERVE)))
         return found

@@ -19,9 +19,10 @@ from trine_cli.local.topics import create_topics
 class StackOptions:
     """What to start and where. Ports that are None are free ones.
 
-    `data`: where Redis, Kafka and the spool keep their data, and `logs` unless it is given; None: a temporary folder
-    that is removed at the end except for its logs. `redis_url`, `kafka_bootstrap`, `torchserve` (HOST:PORT of its gRPC
-    inference, releases already registered): use servers that run already. `env`: more TRINE_* settings of the services.
+    `data`: where Redis, Kafka, the warehouse and the spool keep their data, and `logs` unless it is given; None: a
+    temporary folder that is removed at the end except for its logs. `redis_url`, `kafka_bootstrap`, `torchserve`
+    (HOST:PORT of its gRPC inference, releases already registered): use servers that run already. `warehouse`: archive to
+    this folder or URI instead. `env`: more TRINE_* settings of the services.
     """
 
     releases: Path
@@ -39,6 +40,7 @@ class StackOptions:
     redis_url: str | None = None
     kafka_bootstrap: str | None = None
     torchserve: str | None = None
+    warehouse: str | None = None
     env: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -11,6 +11,7 @@ from trine_cli.local.service import Service
 from trine_cli.local.torchserve import TorchServe
 
 REGISTRAR, WORKER, GATEWAY, FEATURES = "registrar", "worker", "gateway", "feature-store"
+ARCHIVE = "archive"
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Ports:
     features_rest: int
     worker: int
     registrar: int
+    archive: int
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,18 @@ class ServiceFactory:
             "metrics_port": self.ports.worker,
         }
         return self._service(WORKER, "stream_worker.main", "WORKER", settings, self.ports.worker)
+
+    def archive(self, warehouse: str) -> Service:
+        """The stream worker, role archive."""
+        settings = {
+            **self._common(),
+            "role": "archive",
+            "release": self.release,
+            "warehouse": warehouse,
+            "worker_id": "local-archive",
+            "metrics_port": self.ports.archive,
+        }
+        return self._service(ARCHIVE, "stream_worker.main", "WORKER", settings, self.ports.archive)
 
     def gateway(self, torchserve: str, processes: int, spool: Path) -> Service:
         """The inference gateway, `processes` of it on the same ports."""
