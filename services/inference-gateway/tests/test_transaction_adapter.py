@@ -9,7 +9,7 @@ import pytest
 from feature_store.definitions import Entity, FeatureView
 from feature_store.online import ViewRead
 from feature_store.sharding import shard_of
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from inference_gateway.decision import Decision, Request
 from inference_gateway.errors import InvalidRequest
@@ -51,6 +51,7 @@ def latency(d: Decision) -> dict[str, int]:
     return {n: getattr(d, n) for n in ("queue_us", "features_us", "model_us", "record_us", "total_us")}
 
 
+@settings(deadline=None)
 @given(decisions())
 def test_a_record_is_what_protobuf_would_write(d: Decision) -> None:
     request = ADAPTER.request(transaction("tx-1").transaction)
@@ -71,6 +72,7 @@ def test_a_record_is_what_protobuf_would_write(d: Decision) -> None:
     assert found == expected
 
 
+@settings(deadline=None)
 @given(decisions())
 def test_a_response_tells_the_decision(d: Decision) -> None:
     request = ADAPTER.request(transaction("tx-1").transaction)
@@ -89,6 +91,7 @@ def test_a_response_tells_the_decision(d: Decision) -> None:
     assert scoring.ScoreTransactionResponse.FromString(response + REPEATED).repeated_request
 
 
+@settings(deadline=None)
 @given(
     names, names, names, st.integers(0, 10**12), st.integers(1, 4_102_444_799_999_999), st.sampled_from(["EUR", "JPY"])
 )
@@ -109,6 +112,7 @@ def test_a_request_becomes_the_event_and_its_keys(
     assert request.partition == shard_of(customer, 64)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_a_request_or_refused_by_field(data: bytes) -> None:
     found: list[object] = []
@@ -151,6 +155,7 @@ def test_plans_that_a_transaction_cannot_feed_are_refused() -> None:
         TransactionAdapter(replace(PLAN, views=(*PLAN.views, cab)), 64, "r")
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**64 - 1))
 def test_varints_are_protobufs(value: int) -> None:
     from google.protobuf.internal.encoder import _VarintBytes  # type: ignore[attr-defined]  # the reference
