@@ -22,7 +22,7 @@ DATA, MODEL, RUN = "1 · Data and features", "2 · Models", "3 · Serving"
 
 # The table of contents: command, chapter, what it is for. Module: trine_cli.commands.<command>.
 COMMANDS: tuple[tuple[str, str, str], ...] = (
-    ("data", DATA, "Make or import a dataset of card transactions."),
+    ("data", DATA, "Make or import a dataset: card transactions, interactions."),
     ("features", DATA, "Compute features from history; rebuild the live state."),
     ("train", MODEL, "Train a model and write it as an immutable release."),
     ("evaluate", MODEL, "Measure a release on other days."),

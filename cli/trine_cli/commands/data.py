@@ -1,24 +1,33 @@
-"""`trine data`: make a dataset folder, from the handbook's process or from a user's own files."""
+"""`trine data`: make a dataset folder, by a documented process or from a user's own files."""
 
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from trine_cli.errors import UsageError
+from trine_cli.interactions import Kind, generate_interactions, import_interactions, refuse_options
 from trine_cli.output import Json, Output
 
-app = typer.Typer(help="Make or import a dataset of card transactions.")
+if TYPE_CHECKING:
+    from models.fraud.import_mapping import ImportOptions
+
+app = typer.Typer(help="Make or import a dataset of card transactions, or of interactions.")
 
 Out = Annotated[Path, typer.Option(help="The dataset folder to write; it appears when it is whole.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a dataset that is there.")]
 Currency = Annotated[str, typer.Option(help="ISO 4217 code.")]
-_SIZE, _REPORTS = "Size", "Fraud reports"
+KindOption = Annotated[Kind, typer.Option(help="What the dataset is of.")]
+_SIZE, _REPORTS, _INTERACTIONS = "Size", "Fraud reports", "Size, with --kind interactions"
+_ONLY_TRANSACTIONS = (
+    "customers", "terminals", "radius", "currency", "late_share", "withdrawn_share", "false_report_share",
+)  # fmt: skip
+_ONLY_INTERACTIONS = ("users", "items", "views")
 
 
 class AmountUnit(StrEnum):
@@ -39,7 +48,9 @@ class TimeUnit(StrEnum):
 
 @app.command()
 def generate(
+    context: typer.Context,
     out: Out,
+    kind: KindOption = Kind.TRANSACTIONS,
     customers: Annotated[int, typer.Option(rich_help_panel=_SIZE)] = 5_000,
     terminals: Annotated[int, typer.Option(rich_help_panel=_SIZE)] = 10_000,
     days: Annotated[int, typer.Option(rich_help_panel=_SIZE)] = 183,
@@ -60,10 +71,15 @@ def generate(
             rich_help_panel=_REPORTS,
         ),
     ] = 0.02,
+    users: Annotated[int, typer.Option(rich_help_panel=_INTERACTIONS)] = 2_000,
+    items: Annotated[int, typer.Option(rich_help_panel=_INTERACTIONS)] = 1_500,
+    views: Annotated[float, typer.Option(help="Of a user, on average.", rich_help_panel=_INTERACTIONS)] = 120.0,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
     """Make card transactions by the fraud handbook's published process, and when their frauds became known.
+
+    With --kind interactions: what users viewed and liked, by latent tastes that drift, popularity and new items.
 
     With the same options the same files come out; a dataset that is there already and was made with them is left alone.
     """
@@ -71,6 +87,10 @@ def generate(
     from models.fraud.generator_parameters import GeneratorParameters
 
     output = Output(json)
+    refuse_options(context, kind, _ONLY_INTERACTIONS if kind is Kind.TRANSACTIONS else _ONLY_TRANSACTIONS)
+    if kind is Kind.INTERACTIONS:
+        size = {"users": users, "items": items, "views": views}
+        return generate_interactions(output, out, overwrite, days, start.date(), seed, size)
     parameters = GeneratorParameters(
         customers=customers,
         terminals=terminals,
@@ -103,8 +123,10 @@ def generate(
 
 @app.command("import")
 def import_(
+    context: typer.Context,
     source: Annotated[Path, typer.Argument(help="A Parquet or CSV file, or a folder of them.")],
     out: Out,
+    kind: KindOption = Kind.TRANSACTIONS,
     column_map: Annotated[
         list[str] | None,
         typer.Option("--map", metavar="FIELD=COLUMN", help="Which of your columns a field is; may be repeated."),
@@ -131,18 +153,31 @@ def import_(
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
-    """Make a dataset of your own transactions.
+    """Make a dataset of your own transactions, or interactions.
 
     Fields: transaction_id, event_time, customer_id, terminal_id, amount and, if you have them, currency, fraud and
     scenario. Columns of these names, and the fraud handbook's (TX_AMOUNT, ...), are recognised without --map. Times
-    without a zone are UTC. A transaction whose fraud column says so counts as reported 7 days later. Bad rows: none is
-    dropped silently; without --skip-bad-rows any of them stops the import, and nothing is written.
+    without a zone are UTC. A transaction whose fraud column says so counts as reported 7 days later.
+
+    With --kind interactions: user_id, item_id, event_time and, if you have them, kind, value and interaction_id.
+    MovieLens' u.data and ratings.csv are recognised as they are.
+
+    Bad rows: none is dropped silently; without --skip-bad-rows any of them stops the import, and nothing is written.
     """
     from models.fraud.import_mapping import ImportOptions
-    from models.fraud.importer import import_dataset
-    from models.importing.errors import BadRowsError
+    from models.recommender.importer import InteractionOptions
 
     output = Output(json)
+    if kind is Kind.INTERACTIONS:
+        refuse_options(context, kind, ("currency", "amount_unit", "fraud_reports", "report_map"))
+        own = InteractionOptions(
+            columns=_pairs("--map", column_map),
+            time_unit=None if time_unit is None else time_unit.value,
+            delimiter=delimiter,
+            skip_bad_rows=skip_bad_rows,
+        )
+        description = _accounted(output, lambda: import_interactions(output, source, out, own, overwrite))
+        return _finished(output, out, description)
     options = ImportOptions(
         columns=_pairs("--map", column_map),
         report_columns=_pairs("--map-reports", report_map),
@@ -154,13 +189,19 @@ def import_(
     )
     if report_map and fraud_reports is None:
         raise UsageError("--map-reports is for the files of --fraud-reports, and there are none")
-    try:
-        with output.progress("Reading rows") as advance:
-            description = import_dataset(source, out, options, fraud_reports, overwrite, advance)
-    except BadRowsError as error:
-        _show_bad_rows(output, error.bad_rows.to_json())
-        output.result({"dataset": None, "bad_rows": error.bad_rows.to_json()})
-        raise
+    description = _accounted(output, lambda: _transactions(output, source, out, options, fraud_reports, overwrite))
+    if description["without_currency_column"]:
+        output.note(f"Amounts of files without a currency column were taken as {currency}.")
+    _finished(output, out, description)
+
+
+def _transactions(
+    output: Output, source: Path, out: Path, options: ImportOptions, fraud_reports: Path | None, overwrite: bool
+) -> dict[str, Any]:
+    from models.fraud.importer import import_dataset
+
+    with output.progress("Reading rows") as advance:
+        description = import_dataset(source, out, options, fraud_reports, overwrite, advance)
     output.table(
         f"{out}: made",
         ["what", "number"],
@@ -170,10 +211,24 @@ def import_(
             ["bad rows left out", f"{description['bad_rows']['rows']:,}"],
         ],
     )
+    return description
+
+
+def _accounted(output: Output, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `make` returns (Any: JSON); bad rows that stop it are shown first."""
+    from models.importing.errors import BadRowsError
+
+    try:
+        return make()
+    except BadRowsError as error:
+        _show_bad_rows(output, error.bad_rows.to_json())
+        output.result({"dataset": None, "bad_rows": error.bad_rows.to_json()})
+        raise
+
+
+def _finished(output: Output, out: Path, description: dict[str, Any]) -> None:
     if description["bad_rows"]["rows"]:
         _show_bad_rows(output, description["bad_rows"])
-    if description["without_currency_column"]:
-        output.note(f"Amounts of files without a currency column were taken as {currency}.")
     output.result({"dataset": str(out), **description})
 
 
