@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, cast
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -12,13 +17,46 @@ from model_release.retrieval import top_unseen
 from models.recommender.errors import TooLittleData
 from models.recommender.exact_towers import ExactTowers, exact
 from models.recommender.histories import Histories, histories_of, history_rule
-from models.recommender.interactions import Interactions, interactions_of
+from models.recommender.interactions import Interactions, interactions_of, load_table
 from models.recommender.metrics import RankingMetrics, ranking_metrics
 from models.recommender.scoring import Recommender
-from models.recommender.splits import Split
+from models.recommender.splits import SPLITS, Split, split
 from models.recommender.training import Recipe, fit
 
 TOP = 10
+SPLIT_SEED = 0
+LATER = "after training"
+#: Figures by split, then by side: `towers`, `popularity`, or `release`.
+Figures = dict[str, dict[str, dict[str, float | int]]]
+
+
+def evaluate_release(
+    release: RecommenderRelease, dataset: Path | str, advance: Callable[[float], None] = lambda _: None
+) -> Figures:
+    """The release's recipe on both splits of any interactions; under LATER, the release itself, where it can be.
+
+    `advance` gets shares of the work, which add up to 1. Raises TooLittleData, feature_store.source_files.DatasetError.
+    """
+    recipe = Recipe(**cast(dict[str, Any], release.manifest.training["recipe"]))
+    table = load_table(dataset)
+    figures = measure_splits(interactions_of(table), recipe, advance)
+    cutoff_us = cast(int, release.manifest.training["cutoff_us"])
+    with suppress(TooLittleData):
+        figures[LATER] = {"release": measure_release(release, table, cutoff_us).rounded()}
+    return figures
+
+
+def measure_splits(
+    interactions: Interactions, recipe: Recipe, advance: Callable[[float], None] = lambda _: None
+) -> Figures:
+    """The recipe and popularity on both splits. `advance` as in `evaluate_release`. Raises TooLittleData."""
+    figures: Figures = {}
+    for name in SPLITS:
+        held = split(interactions, name, SPLIT_SEED)
+        towers, popularity = measure_recipe(held, recipe), measure_popularity(held)
+        figures[name] = {"towers": towers.rounded(), "popularity": popularity.rounded()}
+        advance(1.0 / len(SPLITS))
+    return figures
 
 
 def training_histories(interactions: Interactions, recipe: Recipe, cutoff_us: int) -> Histories:

@@ -50,7 +50,12 @@ class Interactions:
 
 
 def load_interactions(path: str | Path, from_us: int | None = None, to_us: int | None = None) -> Interactions:
-    """Those of a dataset folder or warehouse with from_us <= time < to_us.
+    """`interactions_of` the `load_table` of these."""
+    return interactions_of(load_table(path, from_us, to_us))
+
+
+def load_table(path: str | Path, from_us: int | None = None, to_us: int | None = None) -> pa.Table:
+    """Interactions of a dataset folder or warehouse with from_us <= time < to_us and a value above 0, by time.
 
     Raises feature_store.source_files.DatasetError, and TooLittleData where there are none.
     """
@@ -59,7 +64,7 @@ def load_interactions(path: str | Path, from_us: int | None = None, to_us: int |
     table = table.filter(pc.greater(table.column("value"), 0.0))
     if not table.num_rows:
         raise TooLittleData(f"{path}: no interactions with a value above 0 in the days asked for")
-    return interactions_of(table)
+    return table
 
 
 def interactions_of(table: pa.Table) -> Interactions:

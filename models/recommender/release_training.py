@@ -18,18 +18,15 @@ from model_release.recommender import RecommenderRelease
 from model_release.recommender_writer import RecommenderDraft, write_recommender
 
 from models.recommender.card import model_card
-from models.recommender.evaluation import measure_popularity, measure_recipe, training_histories
+from models.recommender.evaluation import SPLIT_SEED, Figures, measure_splits, training_histories
 from models.recommender.exact_towers import exact
 from models.recommender.histories import history_rule
-from models.recommender.interactions import Interactions, load_interactions
-from models.recommender.splits import SPLITS, SplitName, split
+from models.recommender.interactions import load_interactions
+from models.recommender.splits import SplitName, split
 from models.recommender.training import Recipe, fit
 from models.recommender.tuning import tune
 
 MODEL = "recommender"
-SPLIT_SEED = 0
-#: Figures by split, then by side: `towers` and `popularity`.
-Figures = dict[str, dict[str, dict[str, float | int]]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -98,15 +95,3 @@ def train_release(
         training=training,
     )
     return Trained(write_recommender(releases, draft), recipe, figures)
-
-
-def measure_splits(interactions: Interactions, recipe: Recipe) -> Figures:
-    """The recipe and popularity on both splits. Raises TooLittleData."""
-    figures: Figures = {}
-    for name in SPLITS:
-        held = split(interactions, name, SPLIT_SEED)
-        figures[name] = {
-            "towers": measure_recipe(held, recipe).rounded(),
-            "popularity": measure_popularity(held).rounded(),
-        }
-    return figures

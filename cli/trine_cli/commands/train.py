@@ -9,10 +9,13 @@ from typing import Annotated
 
 import typer
 
-from trine_cli.moments import day_number
+from trine_cli.moments import day_number, moment_us
 from trine_cli.output import Json, Output
 
 app = typer.Typer(help="Train a model and write it as an immutable release.")
+
+
+FIGURES = ("split", "by", "nDCG@10", "precision@10", "recall@10", "users")
 
 
 class Unrecorded(StrEnum):
@@ -20,6 +23,13 @@ class Unrecorded(StrEnum):
 
     ANSWER = "answer"
     REFUSE = "refuse"
+
+
+class ValidateBy(StrEnum):
+    """How interactions are held out while a recipe is chosen."""
+
+    TIME = "time"
+    USER = "user"
 
 
 @app.callback()
@@ -68,6 +78,46 @@ def fraud(
             "validation": validation,
             "test": test or None,
             "thresholds": manifest.thresholds.model_dump(),
+            "seconds": round(seconds, 3),
+        }
+    )
+
+
+@app.command()
+def recommender(
+    interactions: Annotated[Path, typer.Option(help="Dataset folder (trine data ... --kind interactions).")],
+    releases: Annotated[Path, typer.Option(help="Folder that the release is written into.")],
+    until: Annotated[str | None, typer.Option(help="Train on what was before, e.g. 2018-09-01; else on all.")] = None,
+    tune: Annotated[bool, typer.Option(help="Choose the recipe on held-out interactions; about ten fits.")] = True,
+    validate_by: Annotated[ValidateBy, typer.Option(help="The last of the time, or some of each user's items.")] = (
+        ValidateBy.TIME
+    ),
+    seed: Annotated[int, typer.Option(min=0, help="Same data and seed, same release.")] = 0,
+    json: Json = False,
+) -> None:
+    """Train the recommender's two towers, measure them on two splits beside popularity, write the release."""
+    from models.recommender.release_training import train_release
+    from models.recommender.training import Recipe
+
+    output = Output(json)
+    to_us = None if until is None else moment_us(until, "--until")
+    began = time.monotonic()
+    with output.progress("Training", total=1) as advance:
+        trained = train_release(interactions, releases, Recipe(seed=seed), tune, validate_by.value, to_us, advance)
+    seconds = time.monotonic() - began
+    output.table(
+        f"{trained.release.id}, trained in {seconds:.0f} s",
+        FIGURES,
+        [[name, side, *found.values()] for name, sides in trained.figures.items() for side, found in sides.items()],
+    )
+    output.note(f"recipe: {trained.release.manifest.training['recipe']}")
+    output.note(f"written to {trained.release.path}")
+    output.result(
+        {
+            "release": trained.release.id,
+            "path": str(trained.release.path),
+            "splits": trained.figures,
+            "recipe": trained.release.manifest.training["recipe"],
             "seconds": round(seconds, 3),
         }
     )
