@@ -32,6 +32,7 @@ _TYPES: dict[int, np.dtype[np.unsignedinteger]] = {
     8: np.dtype("<u8"),
 }
 _MARK = bytes([VERSION, 0, 0, 0])
+_NOTHING = np.empty(0, dtype=np.int64)
 _FEW = 24  # so many states are decoded one by one in less time than all at once
 
 
@@ -133,6 +134,9 @@ class StateCodec:
             for c in range(n_columns):
                 count = n_events if c < len(self.event_columns) else n_labels
                 base, width, unit = frame[c], frame[n_columns + c], frame[2 * n_columns + c]
+                if count == 0:
+                    parts[c].append(_NOTHING)
+                    continue
                 end = at + (count * width + 7) // 8 * 8
                 if end > len(blob) or unit >= len(_UNITS) or (width and width not in _TYPES):
                     raise self._corrupt(i, "is not one of this view")

@@ -56,8 +56,9 @@ class ViewRead(NamedTuple):
 class BatchRead:
     """One row per request. `vectors` float32[n, features], zeros where the outcome is not NEW.
 
-    `feature_usable` bool[n, features]: false for the features of a view whose shard has no state (lost, not built);
-    `usable` bool[n]: all of them. `lag_ms`: how far the worst shard's progress trails the wall clock.
+    `feature_usable` bool[n, features]: false for the features of a view whose shard has no state (lost, not built) or
+    whose entity's state is damaged (`damaged` says what); `usable` bool[n]: all of them. `lag_ms`: how far the worst
+    shard's progress trails the wall clock.
     """
 
     outcomes: list[Outcome]
@@ -68,6 +69,7 @@ class BatchRead:
     inputs: list[list[ViewRead]]
     lag_ms: NDArray[np.int64]
     clock_us: list[int]
+    damaged: list[str]
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import redis
 from feature_store import keys as names
-from feature_store.codec import StateCorrupt
 from feature_store.online import (
     BatchRead,
     FeatureRequest,
@@ -362,13 +361,19 @@ async def test_the_served_version_is_the_one_that_is_read_from_the_moment_it_is_
     assert await counts(online, [request(4)]) == [4]
 
 
-async def test_damaged_state_is_an_error_that_names_the_view(
+async def test_damaged_state_is_lost_for_its_entity_alone(
     online: OnlineFeatures, worker: Worker, client: redis.Redis
 ) -> None:
     worker.absorb(request(1))
+    worker.absorb(request(2, customer="C2"))
     client.setrange(names.state_prefix("customer", shard_of("C1", SHARDS), "1", "customer") + "C1", 30, b"\xff")
-    with pytest.raises(StateCorrupt, match="view customer"):
-        await online.read_and_append([request(2)])
+    read = await online.read_and_append([request(3), request(4, customer="C2")])
+    assert read.usable.tolist() == [False, True]
+    assert [i[0].lost for i in read.inputs] == [True, False]
+    assert len(read.damaged) == 1
+    assert "C1: view customer" in read.damaged[0]
+    found = await online.read("customer", ["C1", "C2"], request(5).time_us)
+    assert [e.lost for e in found] == [True, False]
 
 
 @pytest.mark.parametrize("policy", ["allkeys-lru", "volatile-ttl"])

@@ -235,7 +235,7 @@ def test_freshness_counts_what_is_not_absorbed_and_lost_state_is_said_so(
         client.flushdb()
     reply = store.get(view=CUSTOMER, keys=["C1"])
     assert (reply.status_code, reply.json()["field"]) == (503, "keys.0")
-    assert "lost or not built" in reply.json()["detail"]
+    assert "lost, damaged or not built" in reply.json()["detail"]
     with pytest.raises(grpc.RpcError) as caught:
         store.stub.GetFeatures(pb.GetFeaturesRequest(view=CUSTOMER, keys=["C1"]), timeout=10)
     assert caught.value.code() == grpc.StatusCode.UNAVAILABLE

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from feature_store.codec import StateCorrupt
 from feature_store.online import BatchRead, StoreUnavailable
 from feature_store.online import Outcome as Judged
 from service_kit.logs import get_logger
@@ -50,7 +49,9 @@ class FeatureStage:
         self._access, self._recorder, self._model, self._answering = access, recorder, model, answering
         self._decider, self._metrics, self._spawn = decider, metrics, spawn
         # While a batch waits for the model, reading one more would only make it two small ones.
-        self._batcher: Batcher[Work] = Batcher(self._run, lanes=lanes, max_items=max_requests, together=True)
+        self._batcher: Batcher[Work] = Batcher(
+            self._run, lanes=lanes, max_items=max_requests, held=lambda: model.waiting > 0, together=True
+        )
         model.on_taken(self._batcher.look)
 
     def __len__(self) -> int:
@@ -90,15 +91,12 @@ class FeatureStage:
             self._settle(group)
             self._answering.without_model(works, Reason.FEATURES_DOWN)
             return
-        except StateCorrupt as error:
-            log.error("feature state is corrupt", reason=str(error), transaction_id=works[0].request.features.event_id)
-            self._settle(group)
-            self._answering.without_model(works, Reason.FEATURES_LOST)
-            return
         except BaseException:
             self._settle(group)
             raise
         done = time.perf_counter()
+        for what in read.damaged:
+            log.error("feature state is damaged, rebuild it", entity=what)
         self._metrics.feature_stage.observe(done - written)
         record_us, features_us = int((written - began) * 1e6), int((done - written) * 1e6)
         for w in works:

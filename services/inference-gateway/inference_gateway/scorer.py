@@ -12,7 +12,6 @@ import time
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
-from feature_store.codec import StateCorrupt
 from feature_store.online import StoreUnavailable
 from model_release.release import Release
 from service_kit.health import Health
@@ -111,7 +110,7 @@ class Scorer:
         """Do once what every request does, without recording anything: the first one is as quick as the others."""
         try:
             await self._access.warm_up()
-        except (StoreUnavailable, StateCorrupt) as error:
+        except StoreUnavailable as error:
             log.warning("not warmed up", reason=str(error))
         self._answering.warm_up()
 

@@ -8,9 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 
 from service_kit.health import Health
-from service_kit.logs import get_logger
 
-from feature_store.codec import StateCorrupt
 from feature_store.definitions import FeaturePlan, FeatureView
 from feature_store.online import EntityRead, OnlineFeatures, StoreMisconfigured, StoreUnavailable
 from feature_store.service.dead_letters import DeadLetterCounter
@@ -23,7 +21,6 @@ from feature_store.validation import IDENTIFIER, TIME
 MAX_KEYS = 1_000
 _REDIS, _KAFKA = "redis", "kafka"
 
-log = get_logger(__name__)
 
 Connect = Callable[[], Awaitable[OnlineFeatures]]
 
@@ -73,16 +70,14 @@ class FeatureService:
             found = await self._online.read(view_name, keys, at_us)
         except StoreUnavailable as error:
             raise StateUnavailable(f"Redis does not answer: {error}") from error
-        except StateCorrupt as error:
-            log.error("corrupt state", view=view_name, reason=str(error))
-            raise StateUnavailable(f"the state of view {view_name} is damaged: {error}") from error
         # Clocks are read last: what was dropped before the state was read, was dropped for a clock no younger.
         shards = [shard_of(key, self._shards) for key in keys]
         clocks = await self._freshness.clocks(view.entity.name, shards)
         for i, (shard, entity) in enumerate(zip(shards, found, strict=True)):
             if entity.lost:
                 raise StateUnavailable(
-                    f"keys.{i}: the state of {view.entity.name} shard {shard} is lost or not built yet", f"keys.{i}"
+                    f"keys.{i}: the state of {view.entity.name} shard {shard} is lost, damaged or not built yet",
+                    f"keys.{i}",
                 )
             oldest_us = clocks[shard] - view.lateness_us
             if clocks[shard] >= 0 and at_us < oldest_us:
