@@ -35,18 +35,19 @@ from models.fraud.sources import load_transactions
 ROUNDS = 3
 SECONDS = 6.0
 DAYS = 40
-SHARDS = 64
+#: As on one machine: the broker has this one's cores too, and every partition costs it requests of its own.
+SHARDS = 16
+WARM_UP_S = 4.0
 DAY_US = 86_400_000_000
 
 Figures = dict[str, float]
 
 
-def load(target: str, system: str = "trine", shape: str = "unary", **options: object) -> Figures:
-    """One run of the load generator, in its own process."""
+def load(target: str, **options: object) -> Figures:
+    """One run of the load generator with its options, in its own process."""
     arguments = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.realtime.load", f"--target={target}", f"--system={system}",
-         f"--shape={shape}", *arguments],
+        [sys.executable, "-m", "benchmarks.realtime.load", f"--target={target}", *arguments],
         capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
     if done.returncode != 0:
@@ -115,56 +116,53 @@ def measure(releases: Path, release: str, dataset: Path, work: Path, rounds: int
     events = load_transactions(dataset)
     customers, terminals = (len(events.column(name).unique()) for name in ("customer_id", "terminal_id"))
     end_us = int(events.column("event_time")[-1].value) // DAY_US * DAY_US
-    source: dict[str, object] = {"customers": customers, "terminals": terminals, "seconds": seconds}
+    source: dict[str, object] = {"customers": customers, "terminals": terminals}
     runs: dict[str, list[Figures]] = {}
     seed = 0
 
-    with Stack(StackOptions(releases, release=release)) as stack:
+    with Stack(StackOptions(releases, release=release, shards=SHARDS)) as stack:
         client = redis.Redis.from_url(stack.redis_url)
         stack.stop("worker")
-        rebuild(client, plan, dataset, end_us, SHARDS)
+        rebuild(client, plan, dataset, end_us, SHARDS, at_once=True)
         stack.restart("worker")
         stack.restart("gateway")
-        server = TorchServe(work / "torchserve")
-        server.start()
-        try:
-            archive = next(folder.glob("*.mar"))
-            register(server, archive, "single", 1, 1)
-            for batch, delay in BATCHINGS:
-                register(server, archive, f"batch{batch}", batch, delay)
-            with in_process_service(stack.redis_url, onnx) as in_process:
-                for _ in range(rounds):
-                    trine: dict[str, Any] = {**source, "start_us": end_us}  # Any: options of the load generator
+        # One TorchServe for all, so that its virtual machine is as warm for the gateway as for who calls it directly.
+        server = stack.model_server
+        assert server is not None
+        archive = next(folder.glob("*.mar"))
+        register(server, archive, "single", 1, 1)
+        for batch, delay in BATCHINGS:
+            register(server, archive, f"batch{batch}", batch, delay)
+        with in_process_service(stack.redis_url, onnx) as in_process:
+            trine: dict[str, Any] = {**source, "start_us": end_us}  # Any: options of the load generator
+            direct = {"system": "torchserve", "features": features}
 
-                    def run(
-                        name: str, target: str, system: str = "trine", shape: str = "unary", **options: object
-                    ) -> None:
-                        Console(stderr=True).print(f"  {name}", style="dim")
-                        runs.setdefault(name, []).append(load(target, system, shape, **options))
+            def run(name: str, target: str, **options: object) -> None:
+                nonlocal seed
+                seed += 1
+                Console(stderr=True).print(f"  {name}", style="dim")
+                settings = {"seconds": seconds, "seed": seed, **options}
+                runs.setdefault(name, []).append(load(target, **settings))
 
-                    for flight in (1, 64):
-                        seed += 1
-                        run(f"trine unary {flight}", stack.grpc, in_flight=flight, seed=seed, **trine)
-                        run(f"in-process unary {flight}", in_process, in_flight=flight, seed=seed, **trine)
-                        run(
-                            f"torchserve unary {flight}", server.inference, "torchserve", in_flight=flight,
-                            model="single", features=features, seconds=seconds,
-                        )  # fmt: skip
-                    for batch, _ in BATCHINGS:
-                        run(
-                            f"torchserve batch{batch}", server.inference, "torchserve", in_flight=256,
-                            model=f"batch{batch}", features=features, seconds=seconds,
-                        )  # fmt: skip
-                    seed += 1
-                    run("trine bulk", stack.grpc, "trine", "bulk", in_flight=6, seed=seed, **trine)
-                    runs.setdefault("redis", []).append({"p50_ms": redis_round_trip_ms(stack.redis_url)})
-                capacity = statistics.median(r["per_second"] for r in runs["trine unary 64"])
-                for _ in range(rounds):
-                    seed += 1
-                    rate = round(capacity * 0.8)
-                    run("trine open 80%", stack.grpc, rate=rate, timeout=0.1, seed=seed, **trine)
-        finally:
-            server.stop()
+            for target, options in (
+                (stack.grpc, trine),
+                (in_process, trine),
+                (server.inference, {**direct, "model": "single"}),
+            ):
+                run("warm-up", target, in_flight=64, **{**options, "seconds": WARM_UP_S})
+            for _ in range(rounds):
+                for flight in (1, 64):
+                    run(f"trine unary {flight}", stack.grpc, in_flight=flight, **trine)
+                    run(f"in-process unary {flight}", in_process, in_flight=flight, **trine)
+                    run(f"torchserve unary {flight}", server.inference, in_flight=flight, model="single", **direct)
+                for batch, _ in BATCHINGS:
+                    run(f"torchserve batch{batch}", server.inference, in_flight=256, model=f"batch{batch}", **direct)
+                run("trine bulk", stack.grpc, shape="bulk", in_flight=6, **trine)
+                runs.setdefault("redis", []).append({"p50_ms": redis_round_trip_ms(stack.redis_url)})
+            capacity = statistics.median(r["per_second"] for r in runs["trine unary 64"])
+            for _ in range(rounds):
+                run("trine open 80%", stack.grpc, rate=round(capacity * 0.8), timeout=0.1, **trine)
+    runs.pop("warm-up")
     return {name: medians(found) for name, found in runs.items()}
 
 

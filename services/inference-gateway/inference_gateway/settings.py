@@ -43,7 +43,8 @@ class GatewaySettings(ServiceSettings):
     #: What is kept in memory for Kafka; the rest waits in the spool's files.
     recorder_memory_bytes: int = Field(8 << 20, ge=1 << 12)
     kafka_queue_bytes: int = Field(32 << 20, ge=1 << 16)
-    kafka_linger_ms: int = Field(10, ge=0, le=1_000)
+    #: How long messages gather for Kafka, which is asked once per partition and time; the spool has them already.
+    kafka_linger_ms: int = Field(100, ge=0, le=1_000)
     redis_timeout_ms: int = Field(500, ge=10)
     #: How long an answer is kept for repeats of its request.
     ledger_ttl_s: int = Field(3_600, ge=1)

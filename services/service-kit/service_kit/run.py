@@ -17,6 +17,7 @@ A second signal ends the process at once. Exit codes: 0 drained; 1 something fai
 from __future__ import annotations
 
 import asyncio
+import gc
 import inspect
 import os
 import signal
@@ -143,6 +144,16 @@ def run(component: str, start: Start[S], settings_class: type[S]) -> int:
         return runner.run(_serve(component, start, settings))
 
 
+def _spare_collector() -> None:
+    """What is there after the start stays: the collector need not walk it again, nor run as often as for a script.
+
+    With the defaults it took 6% of a busy gateway's core, and its full runs were pauses in the 99.9th percentile.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
+
+
 async def _serve(component: str, start: Start[S], settings: S) -> int:
     life = Lifecycle(component)
     loop = asyncio.get_running_loop()
@@ -170,6 +181,7 @@ async def _serve(component: str, start: Start[S], settings: S) -> int:
         code = EXIT_REFUSED if refused else EXIT_FAILED
     elif not life.stopping.is_set():
         life.health.unblock("start")
+        _spare_collector()
         log.info("started")
         await stopped
     life.stopping.set()
