@@ -30,6 +30,7 @@ def run_checks(
     distributions: Mapping[str, Distribution],
     last: Mapping[str, Mapping[int, int]] | None,
     golden: str,
+    last_release: str = "",
 ) -> list[Check]:
     """All checks of a run.
 
@@ -38,6 +39,7 @@ def run_checks(
         distributions: by output.
         last: coarse bins by output of the last published run; None where there is none to compare to.
         golden: what the golden rows' check found, empty for nothing.
+        last_release: what the last published run was scored with, where that is another release.
     """
     checks = [_count(job, population, rows), _distinct(rows, duplicates)]
     for output in job.outputs:
@@ -45,7 +47,7 @@ def run_checks(
     drift = job.checks.drift or tuple(name for name, found in distributions.items() if found.values)
     for name in drift:
         if last is not None and name in last:
-            checks.append(_drift(job, name, last[name], distributions[name]))
+            checks.append(_drift(job, name, last[name], distributions[name], last_release))
     if job.checks.golden:
         detail = golden or "the release's golden rows score as recorded, in an executor, to the bit"
         checks.append(Check(name="golden", passed=not golden, found=float(bool(golden)), limit=0.0, detail=detail))
@@ -80,8 +82,10 @@ def _column(job: BatchJob, name: str, found: Distribution) -> list[Check]:
     return checks
 
 
-def _drift(job: BatchJob, name: str, before: Mapping[int, int], now: Distribution) -> Check:
+def _drift(job: BatchJob, name: str, before: Mapping[int, int], now: Distribution, release: str) -> Check:
     index, chance = psi(before, now.coarse)
     limit = job.checks.max_psi + chance
     detail = f"population stability index of {name} against the last published run is {index:.3f}"
+    if release:
+        detail += f"; that one was scored with {release}"
     return Check(name=f"drift:{name}", passed=index <= limit, found=index, limit=limit, detail=detail)

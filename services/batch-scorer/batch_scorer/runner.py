@@ -172,8 +172,11 @@ class _Runner:
         distributions: Mapping[str, Distribution], last: Manifest | None,
     ) -> Manifest:  # fmt: skip
         golden = work.golden() if self._job.checks.golden else ""
+        other = last.release if last is not None and last.release != manifest.release else ""
         bins = None if last is None else {name: output.bins for name, output in last.outputs.items()}
-        checks = run_checks(self._job, manifest.population, manifest.rows, duplicates, distributions, bins, golden)
+        checks = run_checks(
+            self._job, manifest.population, manifest.rows, duplicates, distributions, bins, golden, other
+        )
         manifest = manifest.model_copy(update={"checks": checks})
         if (failed := manifest.failed) and not self._force:
             refused = manifest.model_copy(update={"outcome": "refused", "ended": utc(time.time_ns() // 1_000)})

@@ -17,7 +17,7 @@ from tests.batch_scene import Scene, new_scene, write_release, write_warehouse
 def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
     """The session that runs in this process use; tasks are tried again as in production."""
     # Executors do not have the tests on their path.
-    cloudpickle.register_pickle_by_value(tests.shop_job)
+    cloudpickle.register_pickle_by_value(tests.shop_job)  # type: ignore[no-untyped-call]
     session = spark_session("tests", tmp_path_factory.mktemp("spark"), "local[2,4]")
     yield session
     session.stop()

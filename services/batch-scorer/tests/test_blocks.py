@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -21,7 +23,7 @@ OUTPUTS = (
     Output("items", "ranking"),
 )  # fmt: skip
 RUN = Run("shop-20180825t000000-0a1b2c3d", "shop", 1_535_155_200_000_000, "shop-0", 7, 3, OUTPUTS, 3_600, who="me")
-ROWS = [
+ROWS: list[dict[str, Any]] = [
     {
         "key": "a",
         "score": 0.5,
@@ -40,7 +42,7 @@ def test_what_is_put_into_a_block_comes_out() -> None:
     value = encode(batch.slice(1))
     assert len(value) < len(encode(batch)), "a slice is written without the rows around it"
     rows = decode(value, RUN.schema)
-    assert [row_of(row["key"], rows) for row in ROWS] == [  # type: ignore[arg-type]
+    assert [row_of(row["key"], rows) for row in ROWS] == [
         {name: value for name, value in row.items() if name != KEY} for row in ROWS
     ]
     assert row_of("before", rows) is None

@@ -34,7 +34,9 @@ def expected(scene: Scene, cutoff_us: int) -> dict[str, dict[str, float]]:
         where epoch_us(event_time) >= {cutoff_us - 30 * DAY_US} and epoch_us(event_time) < {cutoff_us}
         group by 1 order by 1
     """
-    table = duckdb.sql(query).to_arrow_table()
+    found = duckdb.sql(query)
+    assert found is not None
+    table = found.to_arrow_table()
     rows = np.column_stack([table.column(name).to_numpy() for name in "anm"]).astype(np.float32)
     (release,) = scene.releases.iterdir()
     scores = load(release)(np.ascontiguousarray(rows))

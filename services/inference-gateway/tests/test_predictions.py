@@ -90,7 +90,7 @@ def test_what_a_key_gets_and_of_which_run(
 
 def test_a_ranking_best_first(stub: predictions_pb2_grpc.PredictionServiceStub, client: redis.Redis) -> None:
     ranking = [{"item": f"film-{i}", "score": 1 - i / 8} for i in range(5)]
-    content = {"u1": {"items": ranking}, "u2": {"items": []}}
+    content: dict[str, dict[str, object]] = {"u1": {"items": ranking}, "u2": {"items": []}}
     publish_toy_run(client, "recommendations", MONDAY_US, content, [Output("items", "ranking")])
     found = stub.GetRecommendations(pb.GetRecommendationsRequest(user_id="u1", limit=3), timeout=10)
     assert [(item.item_id, item.score) for item in found.items] == [("film-0", 1), ("film-1", 0.875), ("film-2", 0.75)]
