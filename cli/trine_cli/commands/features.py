@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +17,7 @@ from trine_cli.output import Json, Output
 
 if TYPE_CHECKING:
     from feature_store.definitions import FeaturePlan
+    from feature_store.spark_rebuild import OnSpark
 
 app = typer.Typer(help="Compute features from history; rebuild the live state.")
 
@@ -51,41 +54,90 @@ def compute(
 
 @app.command()
 def rebuild(
-    transactions: Transactions,
-    until: Annotated[str, typer.Option(help="The cut: events and labels from this time on come by the stream.")],
+    transactions: Annotated[str, typer.Option(help="Dataset folder, or warehouse (folder or s3://…).")],
+    until: Annotated[
+        str | None,
+        typer.Option(
+            help="The cut: events and labels from this time on come by the stream. Left out: the archive up to its end."
+        ),
+    ] = None,
     redis_url: Annotated[str, typer.Option(envvar="TRINE_REDIS_URL")] = "redis://127.0.0.1:6379/0",
+    kafka_bootstrap: Annotated[
+        str | None, typer.Option(envvar="TRINE_KAFKA_BOOTSTRAP", help="Needed without --until: where the archive ends.")
+    ] = None,
+    group_prefix: Annotated[str, typer.Option(help="Prefix of the worker's consumer groups.")] = "trine",
     model: Model = "fraud",
     shards: Annotated[int, typer.Option(min=1, help="Partitions of the topics.")] = 64,
+    in_process: Annotated[
+        bool, typer.Option("--in-process", help="Without Spark, in this process's memory: some millions of events.")
+    ] = False,
+    wait: Annotated[float, typer.Option(min=0, help="Seconds that workers have to bring it up to date.")] = 600.0,
+    at_once: Annotated[
+        bool, typer.Option("--at-once", help="Serve it before workers have brought it up to date; features lag then.")
+    ] = False,
     json: Json = False,
 ) -> None:
-    """Make the live feature state anew from history, as a new version that is then served."""
+    """Make the live feature state anew from history, as a new version that is served once it is up to date.
+
+    Where workers run, they follow the logs for the new version too while the old one is served; one pointer moves when
+    the new one has caught up. Where none has ever run, it is served as it is.
+    """
     import redis
+    from feature_store.log_positions import archived_logs
     from feature_store.rebuild import rebuild as rebuild_state
 
     output = Output(json)
     plan = plan_of(model)
-    with output.progress("Writing states") as advance:
+    until_us = None if until is None else moment_us(until, "--until")
+    if until_us is None and kafka_bootstrap is None:
+        raise UsageError("--until or --kafka-bootstrap: a cut, or where to ask what the archive ends at")
+    with ExitStack() as owned, output.progress("Writing states") as advance:
+        logs = None
+        if until_us is None and kafka_bootstrap is not None:
+            logs = archived_logs(kafka_bootstrap, plan, shards, group_prefix)
         made = rebuild_state(
-            redis.Redis.from_url(redis_url), plan, transactions, moment_us(until, "--until"), shards, advance
+            redis.Redis.from_url(redis_url),
+            plan,
+            transactions,
+            until_us,
+            shards,
+            advance,
+            build=None if in_process else _on_spark(owned, redis_url, transactions),
+            logs=logs,
+            wait_s=wait,
+            at_once=at_once,
         )
+    cut = "the archive's end" if made.cut_us is None else moment_text(made.cut_us)
     rows = [
         (view, n, f"{made.state_bytes[view] / max(n, 1):,.0f}", f"{made.state_bytes[view] / 1e6:,.1f}")
         for view, n in made.entities.items()
     ]
     output.table(
-        f"State version {made.version}, until {moment_text(made.cut_us)}, of {made.events:,} events",
+        f"State version {made.version}, until {cut}, of {made.events:,} events",
         ["view", "entities", "bytes an entity", "MB"],
         rows,
     )
     output.result(
         {
             "version": made.version,
-            "until": moment_text(made.cut_us),
+            "until": None if made.cut_us is None else moment_text(made.cut_us),
             "events": made.events,
             "entities": made.entities,
             "state_bytes": made.state_bytes,
         }
     )
+
+
+def _on_spark(owned: ExitStack, redis_url: str, warehouse: str) -> OnSpark:
+    """A session of this command's own, ended with `owned`."""
+    from feature_store.spark_rebuild import OnSpark
+    from feature_store.spark_session import spark_session
+    from feature_store.warehouse import Warehouse
+
+    folder = Path(owned.enter_context(tempfile.TemporaryDirectory(prefix="trine-spark-")))
+    spark = spark_session("trine features rebuild", folder)
+    owned.callback(spark.stop)
+    return OnSpark(spark, redis_url, Warehouse(warehouse))
 
 
 def plan_of(model: str) -> FeaturePlan:

@@ -26,6 +26,7 @@ from feature_store.spark_groups import (
     EventReader,
     LabelReader,
     RowColumns,
+    TaskReader,
     ViewOfGroup,
     point_columns,
 )
@@ -43,7 +44,9 @@ GROUP = "_group"
 GROUP_ROWS = 500_000
 """Events that a group should hold at most: some 150 MB in a Python worker while it is computed."""
 
-_TASK_ROWS = 200_000
+TASK_ROWS = 200_000
+"""Rows of files that one task reads, about."""
+
 _FEW_LABELS = 1_000_000
 """So many are sent whole to every executor, rather than shuffled together with all events."""
 
@@ -81,14 +84,14 @@ def compute_features(
     first, last = rows.agg(F.unix_micros(F.min(time)), F.unix_micros(F.max(time))).collect()[0]
     kept = [name for name in rows.columns if name not in wanted]
     carried = rows.drop(*own.schema.names).schema.fields
-    out = rows.mapInArrow(own, _struct(carried, own.schema))
+    out = rows.mapInArrow(own, struct_of(carried, own.schema))
     for view in views:
         # No rows at all: any time does.
         points, slicing = view_points(spark, plan, warehouse, view, first or 0, last or 0, group_rows)
         place = F.floor((F.col(TIME) - slicing.first_us) / slicing.slice_us)
         grouped = out.withColumn(GROUP, _group(slicing, place, F.col(view.entity.key))).groupBy(GROUP)
         work = ViewOfGroup.of(plan, view, wanted, GROUP)
-        schema = _struct(out.schema.fields, work.schema)
+        schema = struct_of(out.schema.fields, work.schema)
         out = grouped.cogroup(points.groupBy(GROUP)).applyInArrow(_of_two(work), schema)
     return out.select(*kept, *wanted)
 
@@ -107,12 +110,8 @@ def view_points(
     from pyspark.sql import functions as F
 
     begin_us, end_us = first_us - view.delay_us - max(view.windows_us) + 1, last_us - view.delay_us + 1
-    days, counts = _rows_by_day(warehouse, event_files(plan), begin_us, end_us)
+    points, days, counts = points_between(spark, plan, warehouse, view, begin_us, end_us, last_us + 1)
     slicing = slicing_of(view, first_us, last_us, days, counts, group_rows, spark.sparkContext.defaultParallelism)
-    ranges = _tasks(days, counts, begin_us, end_us)
-    points = _read(spark, EventReader(warehouse.uri, plan, view, ranges))
-    if view.label is not None:
-        points = _labelled(spark, plan, warehouse, view, last_us, points)
     if slicing.slices == 1:
         place = F.lit(0)
     else:
@@ -125,20 +124,33 @@ def view_points(
     return points.withColumn(GROUP, _group(slicing, F.col("_slice"), F.col(KEY))).drop("_slice"), slicing
 
 
-def _labelled(
-    spark: SparkSession, plan: FeaturePlan, warehouse: Warehouse, view: FeatureView, last_us: int, events: DataFrame
-) -> DataFrame:
-    """Events and what is known of them by last_us."""
+def points_between(
+    spark: SparkSession,
+    plan: FeaturePlan,
+    warehouse: Warehouse,
+    view: FeatureView,
+    begin_us: int,
+    end_us: int,
+    known_before_us: int,
+) -> tuple[DataFrame, Int64s, Int64s]:
+    """The view's events from begin_us to before end_us and the labels on them known before a time; and the days that
+    have events, with how many. Columns as `spark_groups.point_columns` says."""
+    days, counts = _rows_by_day(warehouse, event_files(plan), begin_us, end_us)
+    events = read_tasks(spark, EventReader(warehouse.uri, plan, view, _tasks(days, counts, begin_us, end_us)))
+    if view.label is None:
+        return events, days, counts
+    known, reports = _rows_by_day(warehouse, label_files(view.label), None, known_before_us)
+    labels = read_tasks(spark, LabelReader(warehouse.uri, view, _tasks(known, reports, None, known_before_us)))
+    return with_labels(view, events, labels, int(reports.sum())), days, counts
+
+
+def with_labels(view: FeatureView, events: DataFrame, labels: DataFrame, count: int) -> DataFrame:
+    """Points of events (with TEXT_ID) and of the labels on them (TEXT_ID, KNOWN_AT, VALUE; `count` of these)."""
     from pyspark.sql import functions as F
 
-    assert view.label is not None
-    days, counts = _rows_by_day(warehouse, label_files(view.label), None, last_us + 1)
-    labels = _read(spark, LabelReader(warehouse.uri, view, _tasks(days, counts, None, last_us + 1)))
-    if int(counts.sum()) <= _FEW_LABELS:
-        labels = F.broadcast(labels)
-    on_events = events.drop(KNOWN_AT, VALUE).join(labels, TEXT_ID)
-    names = point_columns(view).names
-    return events.select(*names).unionByName(on_events.select(*names))
+    on_events = events.drop(KNOWN_AT, VALUE).join(F.broadcast(labels) if count <= _FEW_LABELS else labels, TEXT_ID)
+    columns = point_columns(view).names
+    return events.select(*columns).unionByName(on_events.select(*columns))
 
 
 def _rows_by_day(warehouse: Warehouse, source: SourceFiles, begin_us: int | None, end_us: int) -> tuple[Int64s, Int64s]:
@@ -149,16 +161,16 @@ def _rows_by_day(warehouse: Warehouse, source: SourceFiles, begin_us: int | None
     return np.array(list(found), dtype=np.int64), np.array(list(found.values()), dtype=np.int64)
 
 
-def _read(spark: SparkSession, reader: EventReader | LabelReader) -> DataFrame:
-    tasks = len(reader.ranges)
-    return spark.range(0, tasks, 1, max(1, tasks)).mapInArrow(reader, _struct([], reader.schema))
+def read_tasks(spark: SparkSession, reader: TaskReader) -> DataFrame:
+    """What a reader reads, each of its tasks one of Spark's."""
+    return spark.range(0, reader.tasks, 1, max(1, reader.tasks)).mapInArrow(reader, struct_of([], reader.schema))
 
 
 def _tasks(days: Int64s, rows: Int64s, begin_us: int | None, end_us: int) -> tuple[tuple[int, int], ...]:
-    """What each task reads, from a time to before a time: days together of about `_TASK_ROWS` rows."""
+    """What each task reads, from a time to before a time: days together of about `TASK_ROWS` rows."""
     if len(days) == 0:
         return ()
-    share = np.cumsum(rows) // _TASK_ROWS
+    share = np.cumsum(rows) // TASK_ROWS
     first = np.flatnonzero(np.concatenate(([True], share[1:] != share[:-1])))
     low = days[first] if begin_us is None else np.maximum(days[first], begin_us)
     high = np.concatenate((low[1:], [end_us]))
@@ -176,7 +188,8 @@ def _group(slicing: Slicing, place: Column, key: Column) -> Column:
     return (place * slicing.buckets + F.pmod(F.xxhash64(key), F.lit(slicing.buckets))).cast("int")
 
 
-def _struct(fields: Sequence[object], added: pa.Schema) -> StructType:
+def struct_of(fields: Sequence[object], added: pa.Schema) -> StructType:
+    """Spark's fields, and an Arrow schema's after them."""
     from pyspark.sql.pandas.types import from_arrow_schema
     from pyspark.sql.types import StructType
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -35,6 +36,16 @@ def point_columns(view: FeatureView) -> pa.Schema:
     return pa.schema({**columns, KNOWN_AT: pa.int64(), VALUE: pa.int64()})
 
 
+class TaskReader(Protocol):
+    """Reads files in executors: numbers of tasks → batches of `schema`."""
+
+    @property
+    def schema(self) -> pa.Schema: ...
+    @property
+    def tasks(self) -> int: ...
+    def __call__(self, tasks: Iterable[pa.RecordBatch], /) -> Iterator[pa.RecordBatch]: ...
+
+
 @dataclass(frozen=True)
 class EventReader:
     """Numbers of tasks → the events in their `ranges` (from, to before; microseconds), as a view's points; where the
@@ -44,6 +55,10 @@ class EventReader:
     plan: FeaturePlan
     view: FeatureView
     ranges: tuple[Range, ...]
+
+    @property
+    def tasks(self) -> int:
+        return len(self.ranges)
 
     @property
     def schema(self) -> pa.Schema:
@@ -77,6 +92,10 @@ class LabelReader:
     uri: str
     view: FeatureView
     ranges: tuple[Range, ...]
+
+    @property
+    def tasks(self) -> int:
+        return len(self.ranges)
 
     @property
     def schema(self) -> pa.Schema:
@@ -216,7 +235,11 @@ def _chosen(ranges: Sequence[Range], tasks: Iterable[pa.RecordBatch]) -> Iterato
 
 
 def _batches(columns: Mapping[str, pa.Array | pa.ChunkedArray | Int64s], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    table = pa.table({name: columns[name] for name in schema.names}).cast(schema)
+    yield from batches_of(pa.table({name: columns[name] for name in schema.names}).cast(schema))
+
+
+def batches_of(table: pa.Table) -> Iterator[pa.RecordBatch]:
+    """In pieces that Spark likes."""
     yield from table.combine_chunks().to_batches(max_chunksize=_BATCH)
 
 
