@@ -58,7 +58,9 @@ class RedisLink:
         return reply
 
     async def calls(self, commands: Sequence[Command]) -> list[Any]:
-        """The replies to several commands, sent together. Raises LinkDown."""
+        """The replies to several commands, sent together; none to none. Raises LinkDown."""
+        if not commands:
+            return []
         stream = self._stream
         if stream is None or stream.gone is not None:
             stream = await self._connected()
@@ -66,6 +68,8 @@ class RedisLink:
 
     async def later(self, commands: Sequence[Command]) -> list[Any]:
         """As `calls`, for what may wait for a call to travel with."""
+        if not commands:
+            return []
         stream = self._stream
         if stream is None or stream.gone is not None:
             stream = await self._connected()

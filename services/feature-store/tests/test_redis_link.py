@@ -50,6 +50,13 @@ async def test_a_refused_command_is_told_in_its_place(redis_url: str) -> None:
             await link.call("INCR", "text")
 
 
+async def test_no_commands_have_no_replies(redis_url: str) -> None:
+    async with link_to(redis_url) as link:
+        assert await link.calls([]) == []
+        assert await link.later([]) == []
+        assert await link.call("PING") == b"PONG"
+
+
 async def test_what_may_wait_travels_with_the_next_call_or_soon_alone(redis_url: str) -> None:
     async with link_to(redis_url) as link:
         await link.call("PING")
