@@ -11,7 +11,7 @@ PROTOS := $(shell find proto/trine -name '*.proto')
 TESTS := $(wildcard proto/tests services/*/tests models/*/tests cli/tests)
 PACKAGES := $(wildcard proto/pyproject.toml services/*/pyproject.toml cli/pyproject.toml)
 
-.PHONY: help setup lint demo test clean bench-fraud-quality bench-stream
+.PHONY: help setup lint demo test clean bench-fraud-quality bench-recommendations bench-stream
 
 help:            ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 24
@@ -61,6 +61,10 @@ bench-fraud-quality: setup  ## the fraud network against tuned XGBoost [DATA=dat
 bench-realtime: setup  ## the gateway beside TorchServe alone and a service of one's own [RELEASES=folder RELEASE=id]
 	@uv pip install -q --python $(PY) -r benchmarks/requirements.txt
 	@$(PY) -m benchmarks.realtime $(if $(RELEASES),--releases $(RELEASES) --release $(RELEASE))
+
+bench-recommendations: setup  ## the recommender against popularity and tuned BPR [DATA=dataset folder ARGS='--seeds 3']
+	@uv pip install -q --python $(PY) -r benchmarks/requirements.txt
+	@$(PY) -m benchmarks.recommendations $(if $(DATA),--interactions $(DATA)) $(ARGS)
 
 clean:           ## forget what runs and builds left here
 	rm -rf .run build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -18,6 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.sparse import csr_matrix  # type: ignore[import-untyped, unused-ignore]
+from sklearn.utils.extmath import randomized_svd  # type: ignore[import-untyped, unused-ignore]
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
 from models.recommender.errors import TooLittleData
@@ -77,8 +80,8 @@ def _fit(
 ) -> Towers:
     generator = torch.Generator().manual_seed(recipe.seed)
     popularity = np.bincount(histories.items, histories.weights, minlength=items) / FULL_WEIGHT
-    start = torch.randn(items, recipe.dimensions, generator=generator) / recipe.dimensions**0.5
-    vectors, targets = nn.Parameter(start * 0.5), nn.Parameter(start.clone())
+    start = torch.from_numpy(_start(histories, items, recipe))
+    vectors, targets = nn.Parameter(start.clone()), nn.Parameter(2.0 * start)
     bias = nn.Parameter(torch.from_numpy(np.log(popularity + 1.0).astype(np.float32)))
     groups: list[dict[str, Any]] = [{"params": [vectors, targets], "weight_decay": recipe.l2}, {"params": [bias]}]
     optimizer = torch.optim.Adam(groups, recipe.learning_rate)
@@ -98,6 +101,19 @@ def _fit(
             schedule.step()
         advance(1.0 / epochs)
     return Towers(*(one.detach().numpy() for one in (vectors, targets, bias)))
+
+
+def _start(histories: Histories, items: int, recipe: Recipe) -> NDArray[np.float32]:
+    """float32 [I, d]: the items' directions in which normalised histories differ most; small and random beyond."""
+    user, weights = histories.user, histories.weights / FULL_WEIGHT
+    norms = np.sqrt(np.bincount(user, weights**2, minlength=len(histories.starts)))[user]
+    matrix = csr_matrix((weights / np.maximum(norms, 1e-9), (user, histories.items)), (len(histories.starts), items))
+    start = np.random.default_rng(recipe.seed).normal(0.0, 0.01, (items, recipe.dimensions))
+    rank = min(recipe.dimensions, *matrix.shape)
+    with threadpool_limits(1):
+        directions = randomized_svd(matrix, rank, random_state=recipe.seed)[2]
+    start[:, :rank] = directions.T
+    return start.astype(np.float32)
 
 
 def _dense(histories: Histories, items: int) -> Tensor:
