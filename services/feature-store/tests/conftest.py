@@ -11,6 +11,7 @@ from pyspark.sql import SparkSession
 
 @pytest.fixture(scope="session")
 def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
-    session = spark_session("tests", tmp_path_factory.mktemp("spark"))
+    few = {"spark.sql.shuffle.partitions": "2"}  # the data are small, a task is not for nothing
+    session = spark_session("tests", tmp_path_factory.mktemp("spark"), "local[2]", conf=few)
     yield session
     session.stop()
