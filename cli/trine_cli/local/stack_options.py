@@ -21,7 +21,7 @@ class StackOptions:
 
     `data`: where Redis, Kafka, the warehouse and the spool keep their data, and `logs` unless it is given; None: a
     temporary folder that is removed at the end except for its logs. `redis_url`, `kafka_bootstrap`, `torchserve`
-    (HOST:PORT of its gRPC inference, releases already registered): use servers that run already. `warehouse`: archive to
+    (HOST:PORT of its gRPC inference, releases already registered): use servers that run. `warehouse`: archive to
     this folder or URI instead. `env`: more TRINE_* settings of the services.
     """
 

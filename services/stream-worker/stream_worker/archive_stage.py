@@ -46,8 +46,9 @@ GROUP = "archive"
 MESSAGES = 10_000
 """Taken from librdkafka at a time: they are Python objects until they are columns."""
 WAIT_S = 1.0
-BEAT_S = 5.0
-RETRY_S = 2.0
+BEATS = 10
+"""The worker's heartbeats between two looks at topics and lag."""
+RETRY_S = 1.0
 LONGEST_RETRY_S = 30.0
 
 
@@ -115,7 +116,7 @@ class ArchiveStage:
         self._letters = Producer(kafka.producer_config(settings))
         consumer = self._consumer = Consumer(kafka.archive_consumer_config(settings, GROUP))
         self._leaving = False
-        beat_due = time.monotonic() + BEAT_S
+        beat_due = time.monotonic() + BEATS * settings.heartbeat_s
         try:
             consumer.subscribe(
                 list(self._logs), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
@@ -126,7 +127,7 @@ class ArchiveStage:
                 if self._chunk.due(now):
                     self._write()
                 if now >= beat_due:
-                    beat_due = now + BEAT_S
+                    beat_due = now + BEATS * settings.heartbeat_s
                     self._beat()
                     if self._described() != self._logs:
                         log.info("archived topics changed")

@@ -161,6 +161,7 @@ def test_a_zombie_writes_and_nothing_comes_twice(archive: Archive, some: Load) -
 def test_workers_come_and_go_and_files_are_merged_meanwhile(archive: Archive, some: Load) -> None:
     sender = archive.scene.sending(some.messages, per_second=2_000)
     merging: dict[str, Any] = {
+        "archive_rows": 400,
         "compact_every_s": 0.2,
         "compact_files": 4,
         "compact_quiet_s": 0.5,
