@@ -8,9 +8,7 @@ rebalance or a Redis that went back in time all end in: go on from the offset in
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from operator import itemgetter
 from typing import Any, cast
 
 import numpy as np
@@ -21,8 +19,8 @@ from feature_store import keys as names
 from feature_store.admission import UNSET_CLOCK
 from feature_store.codec import StateCodec
 from feature_store.definitions import FeaturePlan, FeatureView
-from feature_store.kernel import Int64s, Labels
-from feature_store.state import NewEvents, merge
+from feature_store.state import merge
+from feature_store.update_rows import events_of, labels_of, origin_of
 from feature_store.update_scripts import APPLY, CLAIM, HEARTBEAT
 from feature_store.update_types import (
     Applied,
@@ -158,13 +156,13 @@ class StateWriter:
         duplicates: dict[int, int] = {u.shard: 0 for u in updates}
         for view in self._plan.views_of(entity):
             codec = self._codecs[view.name]
-            events, events_from = _events(view, updates, index)
-            merged = merge(view, codec.decode(old[view.name]), events, _labels(view, updates, index))
+            events, events_from = events_of(view, updates, index)
+            merged = merge(view, codec.decode(old[view.name]), events, labels_of(view, updates, index))
             for row in merged.conflicts.tolist():
-                shard, part_index, part_row = _origin(events_from, row)
+                shard, part_index, part_row = origin_of(events_from, row)
                 conflicts[shard].add((part_index, part_row))
             for row in merged.duplicates.tolist():
-                duplicates[_origin(events_from, row)[0]] += 1
+                duplicates[origin_of(events_from, row)[0]] += 1
             states[view.name] = codec.encode(merged.points, len(entities))
         if on_conflicts is not None and any(conflicts.values()):
             on_conflicts({shard: tuple(sorted(found)) for shard, found in conflicts.items() if found})
@@ -281,54 +279,3 @@ def needs_tail(view: FeatureView) -> bool:
     A delay of a day or more leaves the worker that long; a shorter one does not.
     """
     return view.delay_us < 86_400_000_000
-
-
-Origins = list[tuple[int, int, int]]  # first row, shard, part
-
-
-def _events(
-    view: FeatureView, updates: Sequence[ShardUpdate], index: Mapping[tuple[int, str], int]
-) -> tuple[NewEvents | None, Origins]:
-    """The updates' events of the view's source as one, and where each run of rows came from."""
-    group, time_us, id_ = [], [], []
-    columns: dict[str, list[Int64s]] = {name: [] for name in view.columns}
-    origins: Origins = []
-    rows = 0
-    for update in updates:
-        for p, part in enumerate(update.parts):
-            if part.source != view.source.name or len(part.id) == 0:
-                continue
-            origins.append((rows, update.shard, p))
-            rows += len(part.id)
-            group.append(_groups(update.shard, part, index))
-            time_us.append(part.time_us)
-            id_.append(part.id)
-            for name, values in columns.items():
-                values.append(part.fields[name])
-    if not rows:
-        return None, origins
-    joined = {name: np.concatenate(values) for name, values in columns.items()}
-    return NewEvents(np.concatenate(group), np.concatenate(time_us), np.concatenate(id_), joined), origins
-
-
-def _labels(view: FeatureView, updates: Sequence[ShardUpdate], index: Mapping[tuple[int, str], int]) -> Labels | None:
-    if view.label is None:
-        return None
-    found = [
-        (_groups(u.shard, p, index), p.id, p.time_us, p.known_at_us, p.fields["value"])
-        for u in updates
-        for p in u.parts
-        if p.source == view.label.name and p.known_at_us is not None and len(p.id)
-    ]
-    return Labels(*(np.concatenate(c) for c in zip(*found, strict=True))) if found else None
-
-
-def _groups(shard: int, part: EventColumns, index: Mapping[tuple[int, str], int]) -> Int64s:
-    lookup = np.fromiter((index[shard, key] for key in part.keys), dtype=np.int64, count=len(part.keys))
-    return np.asarray(lookup[part.key_index])
-
-
-def _origin(origins: Origins, row: int) -> tuple[int, int, int]:
-    """Shard, part and row within the part of a row of the joined events."""
-    first, shard, part = origins[bisect_right(origins, row, key=itemgetter(0)) - 1]
-    return shard, part, row - first

@@ -13,7 +13,7 @@ from feature_store.admission import UNSET_CLOCK
 from feature_store.codec import StateCodec, StateCorrupt
 from feature_store.kernel import Points
 from feature_store.sharding import shard_of
-from feature_store.updates import Applied, EventColumns, ShardUpdate, StateWriter, tail_field
+from feature_store.updates import Applied, EventColumns, ShardUpdate, StateWriter, VersionSuperseded, tail_field
 from trine_cli.local.fixtures import PrivateRedis
 
 from models.fraud.features import CUSTOMER_SPENDING, PLAN, TERMINAL_RISK
@@ -328,3 +328,56 @@ def test_a_redis_that_went_back_in_time_goes_on_from_its_own_offset(private_redi
         # Two lives that hold the same epoch number, by the rollback, are told apart by their owner.
         late._epochs["customer", 1] = position.epoch
         assert told(late.apply("customer", [update(1, 6, rows[:1])])) == [(1, "moved", 6)]
+
+
+def test_a_writer_of_a_version_that_is_served_no_more_is_refused(client: redis.Redis) -> None:
+    """Whatever is still to be absorbed stays in the tail, for the version that is served."""
+    made = writer(client, "w1", [1])
+    tail = names.tail_prefix("customer", 1, "1", "customer") + "A"
+    client.hset(tail, tail_field(1), b"x" * 16)
+    client.hincrby(names.meta("customer", 1, "1"), "tails", 1)
+    client.set(names.VERSION_POINTER, "2")
+    before = everything(client)
+    assert told(made.apply("customer", [update(1, 0, [("A", T, 1, 5)])])) == [(1, "superseded", 0)]
+    assert made.heartbeat("customer", {1: 5}) == {1: "superseded"}
+    with pytest.raises(VersionSuperseded):
+        made.claim("customer", TOPIC, TOPIC_ID, [1])
+    assert everything(client) == before
+    assert made.current_version() == "2"
+
+
+def test_the_next_version_is_written_unseen_and_leaves_the_tails_alone(client: redis.Redis) -> None:
+    served = writer(client, "w1", [1])
+    with pytest.raises(VersionSuperseded):
+        StateWriter(client, PLAN, "w1", names.NEXT_POINTER)
+    client.set(names.NEXT_POINTER, "2")
+    following = StateWriter(client, PLAN, "w1", names.NEXT_POINTER)
+    following.claim("customer", TOPIC, TOPIC_ID, [1])
+    tail = names.tail_prefix("customer", 1, "1", "customer") + "A"
+    client.hset(tail, tail_field(1), b"x" * 16)
+    for version in "1", "2":
+        client.hincrby(names.meta("customer", 1, version), "tails", 1)
+    batch = [update(1, 0, [("A", T, 1, 5)])]
+    assert told(following.apply("customer", batch)) == [(1, "ok", 1)]
+    assert state(client, "A", 1).id.tolist() == []
+    assert client.hlen(tail) == 1
+    assert told(served.apply("customer", batch)) == [(1, "ok", 1)]
+    assert state(client, "A", 1).id.tolist() == [1]
+    assert client.hlen(tail) == 0
+    # The rebuild has gone, or its version is served.
+    client.delete(names.NEXT_POINTER)
+    assert told(following.apply("customer", [update(1, 1, [("A", T + 1, 2, 5)])])) == [(1, "superseded", 0)]
+
+
+def test_a_shard_without_the_base_it_had_says_no_progress(client: redis.Redis) -> None:
+    client.hset(names.meta("customer", 2, "1"), mapping={"offset": 7, "clock": T, "base": "4:9", "progress_us": 3})
+    made = StateWriter(client, PLAN, "w1")
+    found = made.claim("customer", TOPIC, TOPIC_ID, [1, 2, 3], {1: "2:5", 2: "2:5"})
+    assert [(p.base, p.lost, p.offset) for p in found.values()] == [("", "2:5", 0), ("4:9", "", 7), ("", "", 0)]
+    made.apply("customer", [update(1, 0, [("A", T, 1, 5)], progress=9), update(2, 7, [], progress=9)])
+    made.heartbeat("customer", {1: 10, 3: 10})
+    metas = [client.hget(names.meta("customer", shard, "1"), "progress_us") for shard in (1, 2, 3)]
+    assert metas == [None, b"9", b"10"]
+    # Nobody who claims it later makes it whole.
+    again = made.claim("customer", TOPIC, TOPIC_ID, [1])[1]
+    assert (again.lost, again.offset) == ("2:5", 1)
