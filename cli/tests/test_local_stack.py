@@ -22,7 +22,7 @@ from model_release.testing import write_toy_release
 from trine_cli.errors import BadInput
 from trine_cli.local.errors import LocalStackError
 from trine_cli.local.ports import HOST, free_port
-from trine_cli.local.stack import FEATURES, GATEWAY, KAFKA, REDIS, WORKER, Stack, StackOptions
+from trine_cli.local.stack import ARCHIVE, FEATURES, GATEWAY, KAFKA, REDIS, WORKER, Stack, StackOptions
 
 from models.fraud.features import PLAN
 
@@ -154,7 +154,7 @@ def test_servers_that_already_run_are_used_and_left_running(
     try:
         addresses = other.addresses()
         assert (addresses["redis_url"], addresses["kafka_bootstrap"]) == (redis_url, kafka_bootstrap)
-        assert set(addresses["pids"]) == {WORKER, GATEWAY, FEATURES}
+        assert set(addresses["pids"]) == {ARCHIVE, WORKER, GATEWAY, FEATURES}
         everybody = family(list(addresses["pids"].values()))
         other.process.send_signal(signal.SIGTERM)
         assert other.process.wait(90) == 0
