@@ -35,12 +35,14 @@ class Recipe:
 
     hidden: the share of a history that is hidden in each step. l2: weight decay of vectors, not of the bias.
     half_life_days: of an interaction's weight; None: all weigh the same. by_value: weights follow values.
-    least_steps: more epochs where users are so few that `epochs` of them would be fewer batches than this.
+    least_steps, most_steps: more epochs, or fewer, where users are so few, or so many, that `epochs` of them would be
+    less, or more, batches than this.
     """
 
     dimensions: int = 64
     epochs: int = 40
     least_steps: int = 300
+    most_steps: int = 4_000
     batch: int = 256
     learning_rate: float = 3e-3
     l2: float = 3e-4
@@ -86,7 +88,8 @@ def _fit(
     groups: list[dict[str, Any]] = [{"params": [vectors, targets], "weight_decay": recipe.l2}, {"params": [bias]}]
     optimizer = torch.optim.Adam(groups, recipe.learning_rate)
     per_epoch = -(-len(users) // recipe.batch)
-    epochs = max(recipe.epochs, -(-recipe.least_steps // per_epoch))
+    least, most = -(-recipe.least_steps // per_epoch), max(1, recipe.most_steps // per_epoch)
+    epochs = min(max(recipe.epochs, least), most)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, recipe.learning_rate, total_steps=epochs * per_epoch, pct_start=0.1
     )
