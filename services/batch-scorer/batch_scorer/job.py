@@ -185,6 +185,7 @@ class BatchJob:
     name: lower case with dashes, e.g. `card-risk`; part of run ids and keys.
     model: whose releases it scores with: the newest `<model>-<hash>` in the folder of releases, or the one named.
     needs: sources, checked (schema, missing days) before Spark starts.
+    keep_population: evaluate it once and keep it on disk; False where evaluating it again is cheaper than keeping it.
     outputs: what each key gets. max_age: readers flag the run as stale when its cut-off is older than this.
     """
 
@@ -198,6 +199,7 @@ class BatchJob:
     features: Callable[[Inputs, DataFrame], DataFrame] = as_they_are
     combine: Callable[[Inputs, DataFrame, DataFrame], DataFrame] = scored_rows
     checks: Checks = field(default_factory=Checks)
+    keep_population: bool = True
     max_age: timedelta = timedelta(hours=36)
     description: str = ""
 

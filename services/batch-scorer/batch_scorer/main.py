@@ -40,7 +40,7 @@ def main() -> int:
             lines.close()
     except SettingsError as error:
         log.error("start refused", reason=str(error))
-        return 2
+        return JobError.exit_code
     except BatchError as error:
         log.error("run not published", reason=str(error), kind=type(error).__name__)
         return error.exit_code

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from feature_store.warehouse_store import WarehouseStore
@@ -16,7 +17,9 @@ from batch_scorer.errors import JobError, StorageError
 from batch_scorer.history import BLOCK
 from batch_scorer.job import KEY, Score, Scoring
 
-#: What a part says of itself to the driver, for Spark: file, rows, bytes, rows whose key the row before has,
+#: xxhash64 of the key, as Spark computes it.
+HASH = "_hash"
+#: What a part says of itself to the driver, for Spark: file, rows, bytes, rows whose key another has,
 #: distributions by output (JSON).
 PART_COLUMNS = "file string, rows long, bytes long, duplicates long, distributions string"
 _PART_SCHEMA = pa.schema(
@@ -72,21 +75,26 @@ class GoldenCheck:
 
 @dataclass(frozen=True, slots=True)
 class PartWriter:
-    """Writes one partition, sorted by block and key, as one part: again, if the task is tried again, the same one."""
+    """Writes one partition as one part, sorted by block; the same file again if the task is tried again.
+
+    Rows come with the hash of their key in the column `HASH`; `schema` is of the key and the outputs.
+    """
 
     warehouse: str
     folder: str
     schema: pa.Schema
+    blocks: int
 
     def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         from pyspark import TaskContext
 
         context = TaskContext.get()
         assert context is not None
-        tables = [_cast(batch, self.schema) for batch in batches if batch.num_rows]
+        with_hash = self.schema.append(pa.field(HASH, pa.int64()))
+        tables = [_cast(batch, with_hash) for batch in batches if batch.num_rows]
         if not tables:
             return
-        table = pa.concat_tables(tables)
+        table = _by_block(pa.concat_tables(tables), self.blocks)
         keys = table.column(KEY)
         if keys.null_count:
             raise JobError(f"column {KEY}: {keys.null_count} rows have none; each row needs one")
@@ -96,14 +104,22 @@ class PartWriter:
             size = store.write_table(f"{self.folder}/{file}", table, plain_columns=(KEY,))
         except OSError as error:
             raise StorageError(f"{store.shown(self.folder)}/{file}: cannot be written: {error}") from error
-        outputs = [name for name in self.schema.names if name not in (KEY, BLOCK)]
-        found = {name: distribution_of(table.column(name)).to_json() for name in outputs}
-        duplicates = int(pc.sum(pc.equal(keys[1:], keys[:-1])).as_py() or 0)
+        found = {name: distribution_of(table.column(name)).to_json() for name in self.schema.names if name != KEY}
+        # All rows of a key are in the same part.
+        duplicates = table.num_rows - int(pc.count_distinct(keys).as_py())
         row = {
             "file": file, "rows": table.num_rows, "bytes": size, "duplicates": duplicates,
             "distributions": json.dumps(found),
         }  # fmt: skip
         yield pa.RecordBatch.from_pylist([row], schema=_PART_SCHEMA)
+
+
+def _by_block(table: pa.Table, blocks: int) -> pa.Table:
+    """The table in order of blocks, and of hashes within one; `BLOCK` in place of `HASH`."""
+    hashes = table.column(HASH).to_numpy()
+    numbers = np.mod(hashes, blocks).astype(np.int32)
+    order = np.lexsort((hashes, numbers))
+    return table.drop_columns([HASH]).append_column(BLOCK, pa.array(numbers)).take(pa.array(order))
 
 
 def _cast(batch: pa.RecordBatch, schema: pa.Schema) -> pa.Table:

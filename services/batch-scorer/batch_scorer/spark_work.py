@@ -20,10 +20,10 @@ from model_release.errors import ReleaseError
 from batch_scorer.block_writer import WRITTEN_COLUMNS, BlockWriter, Written
 from batch_scorer.distributions import Distribution
 from batch_scorer.errors import BatchError, InputError, JobError, StorageError
-from batch_scorer.history import BLOCK, Folder, Part
+from batch_scorer.history import Folder, Part
 from batch_scorer.inputs import Inputs
 from batch_scorer.job import KEY, BatchJob
-from batch_scorer.part_writer import PART_COLUMNS, GoldenCheck, PartWriter, Scorer
+from batch_scorer.part_writer import HASH, PART_COLUMNS, GoldenCheck, PartWriter, Scorer
 from batch_scorer.settings import BatchSettings
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ _KNOWN: dict[str, type[BatchError]] = {
 }
 _RAISED = re.compile(r"^(?:[\w.]*\.)?(\w+(?:Error|Exception)): (.*)$", re.MULTILINE)
 _REFUSED = re.compile(r"No space left on device|File too large|Disk quota exceeded|Read-only file system")
+_UNREADABLE = re.compile(r"error while reading file (\S+?)\.? ")
 _LOCAL = re.compile(r"local(?:\[([^,\]]+)\])?")
 
 
@@ -87,13 +88,15 @@ class SparkWork:
         self._population: DataFrame | None = None
 
     def count_population(self, advance: Advance) -> int:
-        """Evaluates the population, keeps it on disk, and counts its keys. Raises BatchError."""
+        """Counts the population's keys, which evaluates it; kept on disk where the job says so. Raises BatchError."""
         from pyspark import StorageLevel
 
         with self._failures(), self._watched("population", advance):
-            self._population = self._job.population(self._inputs).persist(StorageLevel.DISK_ONLY)
+            self._population = self._job.population(self._inputs)
             _has(self._population, (KEY,), f"population of {self._job.name}")
-            return self._population.count()
+            if self._job.keep_population:
+                return self._population.persist(StorageLevel.DISK_ONLY).count()
+            return self._population.select(KEY).count()
 
     def score(self, blocks: int, parts: int, advance: Advance) -> tuple[list[Part], int, dict[str, Distribution]]:
         """Rows, features, scores and outputs, written as parts: (parts, duplicate keys, distribution by output)."""
@@ -107,15 +110,14 @@ class SparkWork:
             adds = dict(job.scoring.adds)
             kept = [field for field in rows.schema if field.name not in adds]
             schema = type(rows.schema)([*kept, *from_arrow_schema(pa.schema(list(adds.items())))])
-            scored = rows.mapInArrow(Scorer(job.scoring, str(inputs.release.path)), schema)
+            scored = rows.mapInArrow(Scorer(job.scoring, str(inputs.release.path)), schema) if adds else rows
             made = job.combine(inputs, self._population, scored)
             _has(made, job.schema.names, f"combine of {job.name}")
-            placed = made.select(*job.schema.names).withColumn(
-                BLOCK, f.pmod(f.xxhash64(KEY), f.lit(blocks)).cast("int")
-            )
-            writer = PartWriter(inputs.warehouse.uri, self._folder.path, job.schema.append(pa.field(BLOCK, pa.int32())))
-            arranged = placed.repartition(parts, BLOCK).sortWithinPartitions(BLOCK, KEY)
-            found = sorted(arranged.mapInArrow(writer, PART_COLUMNS).collect(), key=lambda row: str(row["file"]))
+            hashed = made.select(*job.schema.names, f.xxhash64(KEY).alias(HASH))
+            # Whole blocks to each part; the writer sorts it, in Arrow.
+            placed = hashed.repartition(parts, f.pmod(HASH, f.lit(blocks)))
+            writer = PartWriter(inputs.warehouse.uri, self._folder.path, job.schema, blocks)
+            found = sorted(placed.mapInArrow(writer, PART_COLUMNS).collect(), key=lambda row: str(row["file"]))
         distributions: dict[str, Distribution] = {}
         for row in found:
             for name, text in json.loads(row["distributions"]).items():
@@ -199,6 +201,8 @@ def failure(error: Exception) -> BatchError:
     for name, message in reversed(_RAISED.findall(text)):
         if name in _KNOWN:
             return _KNOWN[name](message)
+    if unreadable := _UNREADABLE.search(text):
+        return InputError(f"not a readable Parquet file: {unreadable[1]}")
     if refused := _REFUSED.search(text):
         return StorageError(f"a disk refused what Spark wrote: {refused[0]}")
     if type(error).__name__ in ("Py4JNetworkError", "ConnectionRefusedError", "ConnectionResetError"):

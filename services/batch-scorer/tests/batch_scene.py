@@ -113,15 +113,19 @@ class Scene:
     ) -> subprocess.Popen[bytes]:
         """A driver as a process of its own. `do`: what it does to itself, `<signal>:<stage>[:moved]`.
 
-        `file_bytes`: no file of its or of its children's grows beyond.
+        `file_bytes`: no file that its Python workers write grows beyond, as on a disk that is full.
         """
         settings = self.settings(**changes).model_dump(mode="json")
         path = os.pathsep.join([str(HERE.parent), *(p for p in sys.path if p)])
-        limit = [] if file_bytes is None else ["prlimit", f"--fsize={file_bytes}"]
-        command = [*limit, sys.executable, "-m", "tests.batch_scene", json.dumps(settings), str(cutoff_us), do]
+        command = [sys.executable, "-m", "tests.batch_scene", json.dumps(settings), str(cutoff_us), do]
         with (self.scratch.parent / f"driver-{time.time_ns()}.log").open("wb") as log:
             # A JVM that lives for seconds only.
             env = {"PYTHONPATH": path, "JAVA_TOOL_OPTIONS": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"}
+            if file_bytes is not None:
+                python = self.scratch.parent / "limited-python"
+                python.write_text(f'#!/bin/sh\nexec prlimit --fsize={file_bytes} {sys.executable} "$@"\n')
+                python.chmod(0o755)
+                env["PYSPARK_PYTHON"] = str(python)
             return subprocess.Popen(command, env=os.environ | env, stdout=log, stderr=log)
 
 

@@ -23,7 +23,7 @@ class Trine:
         with pytest.raises(SystemExit) as ended:
             main(["batch", *words, "--redis-url", self._scene.url, "--json"])
         out, error = self._capsys.readouterr()
-        return int(ended.value.code or 0), json.loads(out) if out else {}, error
+        return int(ended.value.code or 0), json.loads(out.splitlines()[-1]) if out.endswith("}\n") else {}, error
 
     def run(self, cutoff: str, *more: str) -> tuple[int, dict[str, Any], str]:
         scene = self._scene
@@ -36,6 +36,8 @@ class Trine:
 @pytest.fixture
 def trine(scene: Scene, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Trine:
     monkeypatch.setenv("TRINE_BATCH_SCRATCH", str(scene.scratch))
+    # It would bind this whole process's logs to what pytest closes after the test; now they go to stdout.
+    monkeypatch.setattr("service_kit.logs.configure", lambda *_: None)
     return Trine(scene, capsys)
 
 

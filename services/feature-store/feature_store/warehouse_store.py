@@ -54,6 +54,11 @@ class WarehouseStore:
         """A path as errors name it."""
         return f"{self.uri.rstrip('/').split('?')[0]}/{path}"
 
+    @property
+    def local(self) -> bool:
+        """Whether it is a folder of this machine, or one mounted like it."""
+        return isinstance(self._fs, pafs.LocalFileSystem)
+
     def uri_of(self, path: str) -> str:
         """A file's address for other readers of Parquet; on this machine its absolute path."""
         if isinstance(self._fs, pafs.LocalFileSystem):
