@@ -42,11 +42,11 @@ def run_checks(
         last_release: what the last published run was scored with, where that is another release.
     """
     checks = [_count(job, population, rows), _distinct(rows, duplicates)]
-    for output in job.outputs:
-        checks += _column(job, output.name, distributions[output.name])
+    for name, found in distributions.items():  # none where there are no rows
+        checks += _column(job, name, found)
     drift = job.checks.drift or tuple(name for name, found in distributions.items() if found.values)
     for name in drift:
-        if last is not None and name in last:
+        if last is not None and name in last and name in distributions:
             checks.append(_drift(job, name, last[name], distributions[name], last_release))
     if job.checks.golden:
         detail = golden or "the release's golden rows score as recorded, in an executor, to the bit"

@@ -13,10 +13,9 @@ from pathlib import Path
 from feature_store.warehouse_store import WarehouseStore
 from service_kit.logs import get_logger
 
-from batch_scorer.errors import BatchError
 from batch_scorer.history import Folder, folders
 from batch_scorer.registry import Registry
-from batch_scorer.runs import job_of
+from batch_scorer.runs import Run, job_of
 from batch_scorer.settings import BatchSettings
 
 LOG = "spark.log"
@@ -48,16 +47,16 @@ def prune(registry: Registry, settings: BatchSettings, store: WarehouseStore | N
         current = registry.current(job)
         if current is not None:
             published.add(current.run)
-            if registry.count(current, keep=True).missing:
-                raise BatchError(f"run {current.run} is current and rows of it are missing; run the job again")
+            if missing := registry.count(current, keep=True).missing:
+                log.error("rows of the published run are missing; run the job again", run=current.run, blocks=missing)
         for name, run in registry.runs(job).items():
             if name in at_work or name in published:
                 continue
             if run.state == "writing":
                 registry.delete(run)
                 pruned.redis.append(name)
-            elif len(registry.count(run).missing) == run.blocks:
-                registry.forget(run)
+            elif _expired(run, settings) or len(registry.count(run).missing) == run.blocks:
+                registry.delete(run)
                 pruned.expired.append(name)
             else:
                 registry.expire_if_kept(run, settings.superseded_s)
@@ -97,6 +96,11 @@ def _prune_warehouse(
         if _expendable(folder, settings, folder.run in known):
             folder.delete()
             pruned.warehouse.append(folder.run)
+
+
+def _expired(run: Run, settings: BatchSettings) -> bool:
+    """Superseded so long ago that its rows should be gone, also where something died while it set their expiry."""
+    return 0 < run.superseded_us < (time.time() - settings.superseded_s) * 1e6
 
 
 def _expendable(folder: Folder, settings: BatchSettings, in_redis: bool) -> bool:

@@ -251,7 +251,7 @@ class Registry:
 
     def expire_if_kept(self, run: Run, after_s: int) -> None:
         """Let a run's rows expire, unless they do already: a time that is set is not put off."""
-        if self._redis.ttl(block_key(run.run, 0)) == -1:
+        if self._redis.ttl(block_key(run.run, run.blocks - 1)) == -1:  # the last that `expire` comes to
             self.expire(run, after_s)
 
     def delete(self, run: Run) -> None:
@@ -259,10 +259,6 @@ class Registry:
         for _, keys in _chunks(run):
             self._redis.unlink(*keys)
         self._redis.unlink(pace_key(run.run))
-        self._redis.hdel(runs_key(run.job), run.run)
-
-    def forget(self, run: Run) -> None:
-        """Drop what is known of a run whose rows have expired."""
         self._redis.hdel(runs_key(run.job), run.run)
 
     def _whole(self, run: Run) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from batch_scorer.blocks import BlockCorrupt, block_of, blocks_for, decode, encode, row_of
+from batch_scorer.checks import run_checks
 from batch_scorer.distributions import Distribution, distribution_of, fine_bins, lower_edge, psi
 from batch_scorer.job import KEY, Output
 from batch_scorer.pace import next_pause_ms
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as f
+from tests.shop_job import JOB
 
 OUTPUTS = (
     Output("score"), Output("visits", "int64"), Output("why", "string"), Output("taste", "vector", 2),
@@ -129,3 +131,7 @@ def test_the_pause_grows_above_the_limit_and_eases_below() -> None:
     while pause:
         pause, steps = next_pause_ms(pause, 9.0, 10.0), steps + 1
     assert 10 < steps < 40
+
+
+def test_a_run_without_rows_fails_its_checks() -> None:
+    assert [check.name for check in run_checks(JOB, 5, 0, 0, {}, {"score": {1: 5}}, "") if not check.passed] == ["rows"]
