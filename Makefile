@@ -11,7 +11,7 @@ PROTOS := $(shell find proto/trine -name '*.proto')
 TESTS := $(wildcard proto/tests services/*/tests models/*/tests cli/tests)
 PACKAGES := $(wildcard proto/pyproject.toml services/*/pyproject.toml cli/pyproject.toml)
 
-.PHONY: help setup lint demo test clean bench-fraud-quality bench-recommendations bench-stream
+.PHONY: help setup lint demo test clean bench-fraud-quality bench-recommendations bench-stream bench-archive
 
 help:            ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 24
@@ -68,6 +68,15 @@ bench-recommendations: setup  ## the recommender against popularity and tuned BP
 
 clean:           ## forget what runs and builds left here
 	rm -rf .run build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+bench-archive: setup  ## Kafka to Parquet by the worker against a plain loop [ARGS='--runs 3']
+	@$(PY) -m benchmarks.archive $(ARGS)
+
+bench-batch: setup  ## from Parquet to published, beside Feast and redis-benchmark [ARGS='--runs 1']
+	@$(PY) -m benchmarks.batch $(ARGS)
+
+bench-features: setup  ## features of a million transactions, on Spark and in one process [ARGS='--runs 1']
+	@$(PY) -m benchmarks.features $(ARGS)
 
 bench-stream: setup  ## the stream worker against an event-by-event loop [ARGS='--runs 3']
 	@$(PY) -m benchmarks.stream $(ARGS)

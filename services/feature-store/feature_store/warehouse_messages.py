@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
+from operator import attrgetter, methodcaller
 from typing import Any
 
 import numpy as np
@@ -120,15 +121,17 @@ def _enum_type(f: FieldDescriptor) -> EnumDescriptor:
 
 def _array(f: FieldDescriptor, messages: Sequence[Message]) -> pa.Array:
     name = f.name
-    found = [getattr(m, name) for m in messages]
+    found = list(map(attrgetter(name), messages))
     if f.is_repeated:
         offsets = np.zeros(len(found) + 1, dtype=np.int32)
-        np.cumsum([len(v) for v in found], out=offsets[1:])
+        np.cumsum(np.fromiter(map(len, found), dtype=np.int64, count=len(found)), out=offsets[1:])
         return pa.ListArray.from_arrays(
             pa.array(offsets), _values(f, list(chain.from_iterable(found))), type=_field(f, ()).type
         )
-    missing = np.array([not m.HasField(name) for m in messages], dtype=np.bool_) if f.has_presence else None
-    return _values(f, found, missing if missing is not None and missing.any() else None)
+    if not f.has_presence:
+        return _values(f, found)
+    there = np.fromiter(map(methodcaller("HasField", name), messages), dtype=np.bool_, count=len(messages))
+    return _values(f, found, None if there.all() else ~there)
 
 
 def _values(f: FieldDescriptor, values: Sequence[Any], missing: np.ndarray | None = None) -> pa.Array:
@@ -139,8 +142,7 @@ def _values(f: FieldDescriptor, values: Sequence[Any], missing: np.ndarray | Non
         mask = None if missing is None else pa.array(missing)
         return pa.StructArray.from_arrays(arrays, fields=fields, mask=mask)
     if f.type == _F.TYPE_ENUM:
-        names = _NameOf(_enum_type(f))
-        values = [names[v] for v in values]
+        values = list(map(_NameOf(_enum_type(f)).__getitem__, values))
     if f.type == _F.TYPE_FLOAT:
         # Through numpy: float32 stays what it is, and Arrow need not look at every number.
         return pa.array(np.array(values, dtype=np.float32), kind, mask=missing)

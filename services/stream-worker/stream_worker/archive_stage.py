@@ -45,7 +45,7 @@ log = get_logger(__name__)
 GROUP = "archive"
 MESSAGES = 10_000
 """Taken from librdkafka at a time: they are Python objects until they are columns."""
-WAIT_S = 1.0
+WAIT_S = 0.5
 BEATS = 10
 """The worker's heartbeats between two looks at topics and lag."""
 RETRY_S = 1.0

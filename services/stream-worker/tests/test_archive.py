@@ -122,7 +122,7 @@ def some() -> Load:
 
 def test_killed_at_any_moment(archive: Archive, some: Load) -> None:
     rng = random.Random(4)
-    kills, part = 3, len(some.messages) // 4
+    kills, part = 2, len(some.messages) // 3
     for i in range(kills):
         archive.scene.send(some.messages[i * part : (i + 1) * part])
         worker = archive.worker(static_membership=True)
@@ -171,15 +171,13 @@ def test_workers_come_and_go_and_files_are_merged_meanwhile(archive: Archive, so
     until(lambda: archive.rows("transactions") > 500, 30)
     second = archive.worker("second", **merging)
     until(lambda: archive.scene.metric(second, "trine_worker_archive_partitions_info") > 0, 30)
-    assert first.stop() == 0
-    third = archive.worker("third", **merging)
-    second.kill()
+    first.kill()
     sender.join()
     archive.check(some.messages)
     days = len(archive.warehouse.days(archive.source("transactions").files))
     until(lambda: len(list((archive.folder / "transactions").glob("*/*.parquet"))) == days, 30)
     archive.check(some.messages)
-    assert third.stop() == 0
+    assert second.stop() == 0
 
 
 def test_sigterm_writes_what_was_read(archive: Archive) -> None:
