@@ -1,4 +1,4 @@
-"""Half-way through the day TorchServe is killed, stays away for some seconds and comes back."""
+"""Half-way through the day TorchServe is stopped (SIGSTOP: it holds its connections and says nothing), then goes on."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _PATIENCE_S = 180.0
 
 @dataclass(slots=True)
 class Outage:
-    """Seconds since the first request: when it was killed, started again, and when the gateway used it again."""
+    """Seconds since the first request: when it was stopped, went on, and when the gateway used it again."""
 
-    killed_s: float = float("nan")
-    started_s: float = float("nan")
+    stopped_s: float = float("nan")
+    resumed_s: float = float("nan")
     back_s: float = float("nan")
 
 
@@ -46,11 +46,11 @@ class OutageMaker:
     @property
     def words(self) -> str:
         """What is going on, for the live table."""
-        if self.outage.killed_s != self.outage.killed_s:
+        if self.outage.stopped_s != self.outage.stopped_s:
             return "running"
-        if self.outage.started_s != self.outage.started_s:
-            return "killed"
-        return "starting again" if self.outage.back_s != self.outage.back_s else "back"
+        if self.outage.resumed_s != self.outage.resumed_s:
+            return "stopped"
+        return "on again" if self.outage.back_s != self.outage.back_s else "back"
 
     def _run(self) -> None:
         try:
@@ -58,11 +58,13 @@ class OutageMaker:
                 if self._sending.finished:
                     return
                 time.sleep(_LOOK_EVERY_S)
-            self._stack.kill(TORCHSERVE)
-            self.outage.killed_s = self._now()
-            time.sleep(self._seconds)
-            self.outage.started_s = self._now()
-            self._stack.restart(TORCHSERVE)
+            self._stack.pause(TORCHSERVE)
+            self.outage.stopped_s = self._now()
+            try:
+                time.sleep(self._seconds)
+            finally:
+                self._stack.resume(TORCHSERVE)
+            self.outage.resumed_s = self._now()
             self._await_model()
             self.outage.back_s = self._now()
         except BaseException as error:  # shown by `join`

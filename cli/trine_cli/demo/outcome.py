@@ -13,7 +13,7 @@ from trine_cli.demo.scenario import Scenario
 from trine_cli.demo.tally import ANSWERED, MODEL, SOURCES, VERDICTS, Tally, quality
 
 _SETTLES_S = 1.0
-"""Requests sent just before the kill are still under way when it comes."""
+"""Requests sent just before it stops are still under way when it comes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +68,9 @@ class Outcome:
 
     @property
     def outside(self) -> NDArray[np.bool_]:
-        """Requests sent before TorchServe was killed or after the gateway used it again."""
+        """Requests sent before TorchServe was stopped or after the gateway used it again."""
         sent = self.tally.sent_s
-        return np.asarray((sent < self.outage.killed_s - _SETTLES_S) | (sent > self.outage.back_s))
+        return np.asarray((sent < self.outage.stopped_s - _SETTLES_S) | (sent > self.outage.back_s))
 
     def latency_ms(self, percent: float, chosen: NDArray[np.bool_] | None = None) -> float:
         """A percentile of what callers waited; of all answers, or of some requests."""
@@ -109,10 +109,10 @@ class Outcome:
                 late == 0,
             ),
             Promise(
-                f"TorchServe is really away for {self.scenario.outage_s:.0f} s, and comes back",
-                f"killed at {self.outage.killed_s:.1f} s, started again"
-                f" {self.outage.started_s - self.outage.killed_s:.1f} s later,"
-                f" in use {self.outage.back_s - self.outage.started_s:.1f} s after that;"
+                f"TorchServe is stopped for {self.scenario.outage_s:.0f} s, and used again",
+                f"stopped at {self.outage.stopped_s:.1f} s, went on"
+                f" {self.outage.resumed_s - self.outage.stopped_s:.1f} s later,"
+                f" in use {self.outage.back_s - self.outage.resumed_s:.1f} s after that;"
                 f" {away:,} requests came meanwhile",
                 self.outage.back_s == self.outage.back_s,
             ),

@@ -33,7 +33,7 @@ def write_report(outcome: Outcome, release: Release, next_lines: Sequence[tuple[
         lead=(
             f"{outcome.total:,} transactions of {scenario.day:%A, %d %B %Y} went through Trine on this machine at"
             f" {scenario.rate:,.0f} a second: features from Redis, scores from TorchServe, events through Kafka."
-            " Half-way TorchServe was killed."
+            " Half-way TorchServe was stopped."
         ),
         tiles=[
             (f"{answered / outcome.total:.2%}", f"answered within {scenario.deadline_s * 1_000:.0f} ms"),
@@ -63,7 +63,7 @@ def write_report(outcome: Outcome, release: Release, next_lines: Sequence[tuple[
 def _charts(outcome: Outcome, release: Release) -> list[dict[str, str]]:
     seconds = outcome.seconds()
     away = outcome.outage
-    band = [Band(away.killed_s, away.back_s, "TorchServe away")] if away.back_s == away.back_s else []
+    band = [Band(away.stopped_s, away.back_s, "TorchServe away")] if away.back_s == away.back_s else []
     deadline = Mark(outcome.scenario.deadline_s * 1_000, "deadline")
     flagged = {name: v for name, v in seconds.by_verdict.items() if name != "approve"}
     approved = outcome.by_verdict["approve"]

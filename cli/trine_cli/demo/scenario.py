@@ -36,14 +36,8 @@ class Scenario:
     model_share: float = 0.99
     warm_up: int = 600
     shards: int = 16
-    env: Mapping[str, str] = field(
-        # Two cores hold all servers and the client: larger bundles for Kafka, at the price of some feature lag.
-        default_factory=lambda: {
-            "TRINE_WORKER_LINGER_S": "0.25",
-            "TRINE_GATEWAY_KAFKA_LINGER_MS": "50",
-            "TRINE_WORKER_ARCHIVE_AGE_S": "5",
-        }
-    )
+    #: The archive's files are complete soon after the day ends.
+    env: Mapping[str, str] = field(default_factory=lambda: {"TRINE_WORKER_ARCHIVE_AGE_S": "5"})
 
     @property
     def parameters(self) -> GeneratorParameters:
