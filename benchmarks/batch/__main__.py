@@ -16,7 +16,6 @@ import tempfile
 from pathlib import Path
 
 import psutil
-from model_release import Release
 from model_release.testing import write_toy_release
 from rich.console import Console
 from rich.table import Table
@@ -55,12 +54,13 @@ def main() -> None:
         with redis.connect() as client:
             client.flushall()
         scored = measured_run("score", write_entities(WORK, sizes[-1]), redis, release.path.parent, release.id)
+        one = row_by_row_rate(release)
         reads = {
             "no run at work": _reads(redis, sizes[-1], Path(folder), None),
             "written without yielding": _reads(redis, sizes[-1], Path(folder), 0.0),
             f"yielding above {options.read_p99_ms:g} ms": _reads(redis, sizes[-1], Path(folder), options.read_p99_ms),
         }
-    _show(console, runs, scored, release, reads, _median(feast), _median([rate for rate in floor if rate]) or None)
+    _show(console, runs, scored, one, reads, _median(feast), _median([rate for rate in floor if rate]) or None)
 
 
 def _publish(size: int, redis: RedisServer, folder: Path, **settings: object) -> MeasuredRun:
@@ -92,7 +92,7 @@ def _reads(redis: RedisServer, size: int, folder: Path, limit_ms: float | None) 
 
 
 def _show(
-    console: Console, runs: dict[int, list[MeasuredRun]], scored: MeasuredRun, release: Release,
+    console: Console, runs: dict[int, list[MeasuredRun]], scored: MeasuredRun, one: float,
     reads: dict[str, dict[str, float]], feast: float, floor: float | None,
 ) -> None:  # fmt: skip
     largest = max(runs)
@@ -110,7 +110,6 @@ def _show(
             f"{found[0].redis_bytes / size:.1f}",
         )  # fmt: skip
     console.print(table)
-    one = row_by_row_rate(release)
     score = scored.rows / scored.seconds["score"]
     rates = Table(title="Rows a second", show_edge=False)
     rates.add_column("side")
