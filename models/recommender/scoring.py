@@ -6,6 +6,7 @@ the scores of a block of users.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,13 +132,19 @@ class RecommendationScoring:
 
     def load(self, folder: Path) -> Score:
         """The release, ready to score batches."""
-        return Score(Recommender(self.open(folder)), self.top)
+        return Score(_loaded(self, folder), self.top)
 
     def golden(self, folder: Path) -> str:
         """Runs the golden histories; what differs, in one sentence, or an empty text."""
         from model_release.recommender_writer import golden_difference
 
         return golden_difference(self.open(folder))
+
+
+@functools.cache
+def _loaded(scoring: RecommendationScoring, folder: Path) -> Recommender:
+    """A release, opened and loaded once in this process."""
+    return Recommender(scoring.open(folder))
 
 
 class Score:
