@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from model_release import ReleaseError, list_releases, open_release
+from model_release import ReleaseError, list_request_releases, open_release
 from model_release.manifest import is_release_id
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
@@ -84,7 +84,7 @@ class Registrar:
 
     async def _align(self) -> None:
         served = await self._server.models()
-        present = {path.name: path for path in await asyncio.to_thread(list_releases, self._releases, "tabular")}
+        present = {path.name: path for path in await asyncio.to_thread(list_request_releases, self._releases)}
         lost = self.loaded - served
         if lost:
             log.warning("the server lost releases, registering them again", releases=sorted(lost))

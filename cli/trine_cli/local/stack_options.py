@@ -77,14 +77,14 @@ def check_servers(options: StackOptions) -> None:
 
 def chosen_release(options: StackOptions) -> str:
     """Id of the release to serve: the one asked for, else the one made last. Raises ReleaseError or BadInput."""
-    from model_release import Release, ReleaseError, list_releases, open_release
+    from model_release import Release, ReleaseError, list_request_releases, open_release
 
     releases = options.releases
     if options.release:
         return open_release(releases / options.release).id
     found: list[Release] = []
     refused = ""
-    for path in list_releases(releases, "tabular"):
+    for path in list_request_releases(releases):
         try:
             found.append(open_release(path))
         except ReleaseError as error:

@@ -8,7 +8,7 @@ Reading one needs no torch: `open_release`, `model_release.policy`. Writing and 
 from model_release.errors import ReleaseError
 from model_release.manifest import Manifest, Policy, RecommenderManifest, Rule, Thresholds
 from model_release.recommender import RecommenderRelease
-from model_release.release import Release, list_releases, open_release
+from model_release.release import Release, list_releases, list_request_releases, open_release
 
 __all__ = [
     "Manifest",
@@ -20,5 +20,6 @@ __all__ = [
     "Rule",
     "Thresholds",
     "list_releases",
+    "list_request_releases",
     "open_release",
 ]

@@ -31,6 +31,10 @@ MIN_GOLDEN_ROWS = 256
 _OUTSIDE_HASH = ("release", "content_hash", "created_at")
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
+#: Of odds that are multiplied.
+Factor = Annotated[float, Field(ge=1e-9, le=1e9)]
+#: A power of four: more than any calibration needs.
+MAX_SIXTEENTHS = 64
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -74,22 +78,80 @@ class Rule(_Part):
         return self
 
 
+class Prior(_Part):
+    """What an entity's latest scores say of its next event, before anything is known of that event.
+
+    Of n scores the shrunken mean is m = (strength * mean + their sum) / (strength + n), and the risk, a calibrated
+    probability, has the odds factor * odds(m) ^ (sixteenths / 16). `thresholds`: on the risk.
+    """
+
+    entity: Annotated[str, Field(min_length=1)]
+    mean: Annotated[float, Field(gt=0.0, lt=1.0)]
+    strength: Annotated[float, Field(gt=0.0, le=1e9)]
+    factor: Factor
+    sixteenths: Annotated[int, Field(ge=1, le=MAX_SIXTEENTHS)]
+    thresholds: Thresholds
+    threshold_basis: str
+
+
+class BatchPolicy(_Part):
+    """How risks that a batch job published answer together with the rules; odds to powers of sixteenths, multiplied.
+
+    batch score: odds factor * product of odds(risk of a prior's entity) ^ (prior_sixteenths / 16).
+    answer: odds combined_factor * odds(rules' score) ^ (rules_sixteenths / 16) * odds(batch score) ^
+    (batch_sixteenths / 16); decided by `thresholds`, which were chosen for it.
+    """
+
+    job: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,39}$")]
+    output: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,39}$")] = "risk"
+    priors: Annotated[tuple[Prior, ...], Field(min_length=1)]
+    factor: Factor
+    prior_sixteenths: tuple[Annotated[int, Field(ge=0, le=MAX_SIXTEENTHS)], ...]
+    combined_factor: Factor
+    rules_sixteenths: Annotated[int, Field(ge=0, le=MAX_SIXTEENTHS)]
+    batch_sixteenths: Annotated[int, Field(ge=1, le=MAX_SIXTEENTHS)]
+    thresholds: Thresholds
+    threshold_basis: str
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        entities = [prior.entity for prior in self.priors]
+        if len(set(entities)) != len(entities):
+            raise ValueError(f"policy.batch.priors: entities must differ, found {entities}")
+        if len(self.prior_sixteenths) != len(self.priors):
+            raise ValueError(
+                f"policy.batch.prior_sixteenths: needs one a prior, {len(self.priors)}, found {self.prior_sixteenths}"
+            )
+        if not any(self.prior_sixteenths):
+            raise ValueError("policy.batch.prior_sixteenths: all are 0, so that no risk would count")
+        return self
+
+
 class Policy(_Part):
     """What happens without the model: rules, and whether an event that can be recorded nowhere is answered.
 
     `deny_precision`: a rule may deny only where its `precision_bound` reaches this; elsewhere it sends to review.
+    `batch`: how published risks take part; None: they do not.
     """
 
     unrecorded: Literal["answer", "refuse"]
     base_score: Probability
     deny_precision: Annotated[float, Field(gt=0.0, le=1.0)] = 0.9
     rules: tuple[Rule, ...] = ()
+    batch: BatchPolicy | None = None
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:
         names = [rule.name for rule in self.rules]
         if len(set(names)) != len(names):
             raise ValueError(f"policy.rules: names must differ, found {names}")
+        return self
+
+    @model_validator(mode="after")
+    def _odds_exist(self) -> Self:
+        for name, score in [("base_score", self.base_score), *((rule.name, rule.score) for rule in self.rules)]:
+            if self.batch is not None and not 0.0 < score < 1.0:
+                raise ValueError(f"policy.{name}: is combined with batch scores by its odds; {score} has none")
         return self
 
 
@@ -125,6 +187,14 @@ class Manifest(ManifestBase):
         for rule in self.policy.rules:
             if rule.feature not in self.features:
                 raise ValueError(f"policy.rules[{rule.name}].feature: {rule.feature!r} is none of {self.features}")
+        return self
+
+    @model_validator(mode="after")
+    def _priors_know_their_entities(self) -> Self:
+        known = {str(view["entity"]["name"]) for view in self.plan.get("views", [])}  # type: ignore[index,call-overload,union-attr]  # JSON, read in full by FeaturePlan
+        for prior in self.policy.batch.priors if self.policy.batch is not None else ():
+            if prior.entity not in known:
+                raise ValueError(f"policy.batch.priors: {prior.entity!r} is no entity of the plan ({sorted(known)})")
         return self
 
     @property

@@ -94,6 +94,19 @@ def list_releases(folder: Path | str, kind: Kind | None = None) -> list[Path]:
     return found if kind is None else [path for path in found if _kind_of(path) == kind]
 
 
+def list_request_releases(folder: Path | str) -> list[Path]:
+    """Tabular releases whose plan reads something of a request: what gateways and model servers serve. Others are for
+    batch jobs alone. An unreadable manifest counts as one: opening it tells what is wrong."""
+    return [path for path in list_releases(folder, "tabular") if _reads_requests(path)]
+
+
+def _reads_requests(folder: Path) -> bool:
+    try:
+        return bool(json.loads(_read(folder))["plan"]["request_features"])
+    except (ReleaseError, ValueError, KeyError, TypeError):
+        return True
+
+
 def _open_tabular(folder: Path, raw: bytes) -> Release:
     manifest = _checked(folder, raw, Manifest)
     plan = _read_plan(folder, manifest)

@@ -12,7 +12,7 @@ from feature_store.definitions import FeaturePlan
 from numpy.typing import NDArray
 
 from model_release.exact_network import Encoding, ExactNetwork, Layer, logistic_table
-from model_release.manifest import History, Policy, Rule, Thresholds
+from model_release.manifest import BatchPolicy, History, Policy, Prior, Rule, Thresholds
 from model_release.recommender import RecommenderRelease
 from model_release.recommender_writer import RecommenderDraft, write_recommender
 from model_release.release import Release
@@ -57,12 +57,14 @@ def write_toy_release(
     features: tuple[str, ...] | None = None,
     seed: int = 0,
     handler: Path | None = None,
+    batch: BatchPolicy | None = None,
 ) -> Release:
     """Writes a release of random weights for `plan` into `releases`; another seed is another release.
 
     Args:
         features: the plan's order, for callers who want it checked (raises ValueError where it differs).
         handler: the TorchServe handler; None: the repository's own.
+        batch: how batch scores take part; see `toy_batch_policy`.
     """
     if features is not None and tuple(features) != plan.features:
         raise ValueError(f"features: {features} are not the plan's {plan.features}")
@@ -81,11 +83,28 @@ def write_toy_release(
             rules=(
                 Rule(name="large", feature=plan.features[0], at_least=22_000.0, score=0.875, precision_bound=0.8125),
             ),
+            batch=batch,
         ),
         metrics={},
         training={"seed": seed},
     )
     return write_release(releases, draft, handler or handler_path())
+
+
+def toy_batch_policy(*entities: str, job: str = "card-risk") -> BatchPolicy:
+    """Risks of these entities count alike, and as much as the rules; decided at 0.25 and 0.75."""
+    thresholds = Thresholds(review=0.25, deny=0.75)
+    priors = tuple(
+        Prior(
+            entity=entity, mean=0.0625, strength=8.0, factor=1.0, sixteenths=16,
+            thresholds=thresholds, threshold_basis="fixed, for tests",
+        )
+        for entity in entities
+    )  # fmt: skip
+    return BatchPolicy(
+        job=job, priors=priors, factor=4.0, prior_sixteenths=(13,) * len(entities), combined_factor=2.0,
+        rules_sixteenths=9, batch_sixteenths=11, thresholds=thresholds, threshold_basis="fixed, for tests",
+    )  # fmt: skip
 
 
 def write_toy_recommender(releases: Path | str, items: int = 40, seed: int = 0) -> RecommenderRelease:

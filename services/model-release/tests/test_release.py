@@ -14,7 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from feature_store.definitions import Count, Entity, FeaturePlan, FeatureView, RequestFeature, Source
-from model_release import Release, ReleaseError, list_releases, open_release, scoring_module
+from model_release import (
+    Release,
+    ReleaseError,
+    list_releases,
+    list_request_releases,
+    open_release,
+    scoring_module,
+)
 from model_release.manifest import content_hash, release_id
 from model_release.testing import write_toy_release
 
@@ -156,3 +163,10 @@ def test_unfinished_folders_are_not_listed(written: Release, tmp_path: Path) -> 
     (tmp_path / "toy-0123456789ab").mkdir()
     assert list_releases(tmp_path) == []
     assert list_releases(tmp_path / "nowhere") == []
+
+
+def test_a_plan_that_no_request_carries_is_for_batch_jobs_alone(tmp_path: Path) -> None:
+    served = write_toy_release(tmp_path, PLAN)
+    batch = write_toy_release(tmp_path, replace(PLAN, model="nightly", request_features=()))
+    assert list_releases(tmp_path) == sorted([served.path, batch.path])
+    assert list_request_releases(tmp_path) == [served.path]

@@ -37,6 +37,9 @@ def plan_of(settings: FeatureServiceSettings) -> FeaturePlan:
     try:
         named = [folder / settings.release] if settings.release else sorted(p for p in folder.iterdir() if p.is_dir())
         found = [_manifest(path) for path in named if settings.release or (path / "manifest.json").is_file()]
+        if not settings.release:
+            # Those without a plan, or whose plan no request carries, are for batch jobs alone.
+            found = [manifest for manifest in found if manifest.get("plan", {}).get("request_features")]
         if not found:
             raise StartRefused(f"releases: no release in {folder}; make one with `trine train`")
         return FeaturePlan.from_json(max(found, key=lambda manifest: str(manifest.get("created_at", "")))["plan"])
