@@ -24,7 +24,7 @@ from models.fraud.history import LabelledHistory, day_date, day_number, load_his
 from models.fraud.metrics import Metrics
 from models.fraud.protocol import Fold, measure_rows, test_rows
 from models.fraud.release_training import fit_fold
-from models.fraud.training import Recipe
+from models.tabular.training import Recipe
 
 TEST_STARTS = ("2018-07-04", "2018-07-11", "2018-07-18", "2018-07-25")
 SIDES = ("network", "xgboost", "xgboost+quotients")

@@ -11,10 +11,11 @@ import numpy as np
 import xgboost  # type: ignore[import-not-found, unused-ignore]
 from numpy.typing import NDArray
 
-from models.fraud.encoding import columns_of
+from models.fraud.features import QUOTIENTS
 from models.fraud.history import LabelledHistory
-from models.fraud.metrics import average_precision
 from models.fraud.protocol import Fold, test_rows, train_rows
+from models.tabular.encoding import columns_of
+from models.tabular.ranking import average_precision
 
 THREADS = 2
 LEAST_TRIALS = 18
@@ -60,7 +61,9 @@ def tune(history: LabelledHistory, fold: Fold, budget_s: float, quotients: bool,
 
     `quotients`: XGBoost also gets the quotients that the network makes for itself.
     """
-    vectors = columns_of(history.features, history.vectors).astype(np.float32) if quotients else history.vectors
+    vectors = (
+        columns_of(history.features, history.vectors, QUOTIENTS).astype(np.float32) if quotients else history.vectors
+    )
     earlier = fold.validation()
     train, held_out = train_rows(history, earlier), test_rows(history, earlier)
     then, now = history.fraud_as_known(earlier.trained_at_us), history.fraud_as_known(fold.trained_at_us)

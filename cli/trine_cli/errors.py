@@ -55,6 +55,7 @@ EXIT_CODES = {
     "models.fraud.errors.FraudDataError": BAD_INPUT,
     "models.importing.errors.ImportFailed": BAD_INPUT,
     "models.recommender.errors.RecommenderError": BAD_INPUT,
+    "models.tabular.errors.TooLittleData": BAD_INPUT,
     "service_kit.settings.SettingsError": BAD_INPUT,
     "redis.exceptions.ConnectionError": UNAVAILABLE,
     "redis.exceptions.TimeoutError": UNAVAILABLE,

@@ -6,8 +6,8 @@ from typing import Any
 
 from model_release import Policy, Thresholds
 
-from models.fraud.encoding import QUOTIENTS
-from models.fraud.features import PLAN
+from models.fraud.fallback import FIGURES
+from models.fraud.features import PLAN, QUOTIENTS
 from models.fraud.rules import CONFIDENCE
 
 
@@ -69,6 +69,7 @@ def model_card(
             for rule in policy.rules
         ),
         "",
+        *_fallback(metrics["fallback"], policy),
         "## Limits",
         "",
         "Trained on a single week; fraud changes, so retrain often and measure with `trine evaluate fraud`. "
@@ -77,6 +78,36 @@ def model_card(
         "",
     ]
     return "\n".join(lines)
+
+
+def _fallback(found: dict[str, Any], policy: Policy) -> list[str]:
+    """How batch scores take part, and what that is worth."""
+    if policy.batch is None:
+        return ["Past scores of customers and terminals told nothing here: batch scores take no part.", ""]
+    batch = policy.batch
+    weights = ", ".join(f"{prior.entity} {n}/16" for prior, n in zip(batch.priors, batch.prior_sixteenths, strict=True))
+    lines = [
+        f"Where the batch job {batch.job} is published, its risks answer together with the rules: logits of the risks "
+        f"({weights}) make the batch score, which counts {batch.batch_sixteenths}/16 beside the rules' "
+        f"{batch.rules_sixteenths}/16, fitted on the validation days. Review from {batch.thresholds.review:.6f}, deny "
+        f"from {batch.thresholds.deny:.6f} ({batch.threshold_basis}).",
+        "",
+        *(
+            f"- {prior.entity}: mean {prior.mean:g}, strength {prior.strength:g} transactions, calibration odds "
+            f"{prior.factor:g} * odds^({prior.sixteenths}/16), review from {prior.thresholds.review:.6f} "
+            f"({prior.threshold_basis})"
+            for prior in batch.priors
+        ),
+        "",
+        "| all transactions | answered by | " + " | ".join(name.replace("_", " ") for name in FIGURES) + " |",
+        "|---|---|" + "---|" * len(FIGURES),
+    ]
+    for days, answers in found.items():
+        lines += [
+            f"| {days} | {by.replace('_', ' ')} | " + " | ".join(str(figures[name]) for name in FIGURES) + " |"
+            for by, figures in (answers or {}).items()
+        ]
+    return [*lines, ""]
 
 
 def _range(days: list[str]) -> str:

@@ -1,11 +1,16 @@
 """What can be wrong with what a user asks of the fraud model and its data.
 
 FraudDataError
-├── ParameterError   a parameter of the generator is out of range
-└── TooLittleData    days, frauds or labels that training or measuring needs are missing
+└── ParameterError   a parameter of the generator is out of range
+
+and models.tabular.errors.TooLittleData, where days, frauds or labels that training or measuring needs are missing.
 """
 
 from __future__ import annotations
+
+from models.tabular.errors import TooLittleData
+
+__all__ = ["FraudDataError", "ParameterError", "TooLittleData"]
 
 
 class FraudDataError(ValueError):
@@ -14,7 +19,3 @@ class FraudDataError(ValueError):
 
 class ParameterError(FraudDataError):
     """A parameter out of range."""
-
-
-class TooLittleData(FraudDataError):
-    """A fold cannot be trained or measured: days, frauds or labels are missing."""

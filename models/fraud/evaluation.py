@@ -10,10 +10,10 @@ from model_release import Release, Thresholds, scoring_module
 from model_release.policy import Verdict, verdicts
 from numpy.typing import NDArray
 
-from models.fraud.calibration import calibration_error
 from models.fraud.history import LabelledHistory, load_history
 from models.fraud.metrics import Metrics
 from models.fraud.protocol import Fold, measure_rows, test_rows
+from models.tabular.calibration import calibration_error
 
 CHUNK_ROWS = 8192
 

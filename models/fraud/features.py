@@ -62,6 +62,15 @@ TERMINAL_RISK = FeatureView(
     delay=timedelta(days=7),
 )
 
+QUOTIENTS = (
+    ("amount", "customer_mean_amount_1d"),
+    ("amount", "customer_mean_amount_7d"),
+    ("amount", "customer_mean_amount_30d"),
+    ("customer_mean_amount_1d", "customer_mean_amount_30d"),
+    ("customer_mean_amount_7d", "customer_mean_amount_30d"),
+)
+"""What the network also sees: an amount, and the customer's last day and week, beside what they usually spend."""
+
 PLAN = FeaturePlan(
     model="fraud",
     source=TRANSACTIONS,

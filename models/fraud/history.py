@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
@@ -34,7 +35,8 @@ class LabelledHistory:
     """Transactions of some days in order of (time, id), with n rows.
 
     vectors float32 [n, F]; time_us int64 [n]; day int64 [n], days since 1970; card int64 [n], a number per customer;
-    fraud bool [n], what the latest report over all time says.
+    keys: by entity of the plan int64 [n], a number per key; fraud bool [n], what the latest report over all time says;
+    own: how many features, the first ones, are of the transaction itself.
     """
 
     features: tuple[str, ...]
@@ -42,7 +44,9 @@ class LabelledHistory:
     time_us: NDArray[np.int64]
     day: NDArray[np.int64]
     card: NDArray[np.int64]
+    keys: Mapping[str, NDArray[np.int64]]
     fraud: NDArray[np.bool_]
+    own: int
     _ids: pa.Table
     _reports: pa.Table
 
@@ -63,8 +67,15 @@ def load_history(dataset: Path | str, plan: FeaturePlan, from_day: int, to_day: 
         vectors=np.ascontiguousarray(np.column_stack(columns)),
         time_us=time_us,
         day=time_us // DAY_US,
-        card=pc.rank(table.column("customer_id"), tiebreaker="dense").to_numpy().astype(np.int64),
+        card=_numbers(table.column("customer_id")),
+        keys={entity.name: _numbers(table.column(entity.key)) for entity in plan.entities},
         fraud=truth(ids, reports),
+        own=len(plan.request_features),
         _ids=ids,
         _reports=reports,
     )
+
+
+def _numbers(keys: pa.ChunkedArray) -> NDArray[np.int64]:
+    """From 1 on, in the keys' order as texts."""
+    return np.asarray(pc.rank(keys, tiebreaker="dense").to_numpy(), dtype=np.int64)

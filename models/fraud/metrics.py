@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from models.tabular.ranking import auc_roc, average_precision
+
 
 @dataclass(frozen=True, slots=True)
 class Metrics:
@@ -22,28 +24,6 @@ class Metrics:
     def rounded(self) -> dict[str, float]:
         """For people and manifests: six digits."""
         return {name: round(value, 6) for name, value in asdict(self).items()}
-
-
-def auc_roc(fraud: NDArray[np.bool_], score: NDArray[np.floating]) -> float:
-    """Probability that a fraud outranks a non-fraud; ties count half. ValueError where a class is missing."""
-    frauds = int(fraud.sum())
-    others = len(fraud) - frauds
-    if not frauds or not others:
-        raise ValueError(f"fraud: AUC needs both classes, found {frauds} frauds and {others} others")
-    _, group, counts = np.unique(score, return_inverse=True, return_counts=True)
-    middle_rank = np.cumsum(counts) - (counts - 1) / 2
-    return float((middle_rank[group][fraud].sum() - frauds * (frauds + 1) / 2) / (frauds * others))
-
-
-def average_precision(fraud: NDArray[np.bool_], score: NDArray[np.floating]) -> float:
-    """Sum over distinct scores, falling, of precision times the gain in recall. ValueError where there is no fraud."""
-    if not fraud.any():
-        raise ValueError("fraud: average precision needs at least one fraud, found none")
-    order = np.argsort(-score, kind="stable")
-    hits = np.cumsum(fraud[order])
-    last_of_tie = np.append(np.diff(score[order]) != 0, True)
-    hits, ranks = hits[last_of_tie], np.flatnonzero(last_of_tie) + 1
-    return float((np.diff(hits, prepend=0) * hits / ranks).sum() / hits[-1])
 
 
 def card_precision(

@@ -3,6 +3,8 @@
 validation fold (labels as known when it trained)  -> fit, calibrate, choose thresholds, choose and measure rules
 training days   (labels as known at test start)    -> fit anew: this network is released
 test days, where the dataset has them              -> the published metrics
+
+What answers without the model is fitted on the validation days too, and measured on the test days.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from feature_store.dataset import DAY_US
@@ -21,18 +23,20 @@ from model_release.writer import Draft, write_release
 from numpy.typing import NDArray
 
 import models.torchserve
-from models.fraud.calibration import Calibration, fit_calibration
 from models.fraud.card import model_card
+from models.fraud.card_risk import WINDOW_DAYS
 from models.fraud.errors import TooLittleData
 from models.fraud.evaluation import Evaluation, evaluate
-from models.fraud.features import PLAN
+from models.fraud.fallback import ScoredDays, fit_batch_policy, measure_fallback
+from models.fraud.features import PLAN, QUOTIENTS
 from models.fraud.history import LabelledHistory, day_date, load_history
-from models.fraud.network import LOGIT_STEP, TABLE_SIZE, exact, logits
 from models.fraud.protocol import Fold, test_rows, train_rows
 from models.fraud.rules import Sample, measure_rules
 from models.fraud.sources import TRANSACTION_FILES
 from models.fraud.thresholds import choose_thresholds
-from models.fraud.training import Recipe, fit
+from models.tabular.calibration import Calibration, fit_calibration
+from models.tabular.network import LOGIT_STEP, TABLE_SIZE, exact, logits
+from models.tabular.training import Recipe, fit
 
 GOLDEN_ROWS = 512
 HANDLER = Path(models.torchserve.__path__[0]) / "handler.py"
@@ -55,6 +59,12 @@ class Trained:
     release: Release
     validation: Evaluation
     test: Evaluation | None
+
+    @property
+    def fallback(self) -> dict[str, Any]:
+        """Figures of rules alone, and with batch scores, by kind of days (see `models.fraud.fallback`); Any: JSON."""
+        found: Any = self.release.manifest.metrics["fallback"]
+        return dict(found)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -82,7 +92,8 @@ def train_release(
     """
     earlier = fold.validation()
     tested = _has_days_until(dataset, fold.test_end)
-    history = load_history(dataset, PLAN, earlier.train_start, fold.test_end if tested else fold.test_start)
+    first = min(earlier.train_start, earlier.test_start - WINDOW_DAYS)
+    history = load_history(dataset, PLAN, first, fold.test_end if tested else fold.test_start)
     known = history.fraud_as_known(fold.trained_at_us)
 
     held_out = test_rows(history, earlier)
@@ -117,6 +128,14 @@ def train_release(
         choices.deny_precision,
         choices.unrecorded,
     )
+    days = ScoredDays.of(history, after, scores_of(trial.network, calibration, history))
+    policy = fit_batch_policy(policy, thresholds, days, known, choices.review_budget, choices.deny_precision)
+    without_model = measure_fallback(policy, thresholds, days, known)
+    without_model_after = None
+    if tested:
+        all_judged = np.flatnonzero(history.day >= fold.test_start)
+        days = ScoredDays.of(history, all_judged, scores_of(final.network, calibration, history))
+        without_model_after = measure_fallback(policy, thresholds, days, history.fraud)
 
     training = {
         "train": _days(fold.train_start, fold.train_end),
@@ -129,7 +148,11 @@ def train_release(
         "frauds": int(known[rows].sum()),
         "recipe": asdict(choices.recipe),
     }
-    metrics = {"validation": validation.summary(), "test": test.summary() if test else None}
+    metrics = {
+        "validation": validation.summary(),
+        "test": test.summary() if test else None,
+        "fallback": {"validation": without_model, "test": without_model_after},
+    }
     draft = Draft(
         plan=PLAN,
         network=final.network.with_table(calibration.table()),
@@ -155,7 +178,10 @@ def fit_fold(
     """Fits on the fold's training days, with labels as known when its test begins, and judges `judged`."""
     rows = train_rows(history, fold)
     known = history.fraud_as_known(fold.trained_at_us)
-    fitted = fit(history.features, history.vectors[rows], known[rows], recipe, advance)
+    try:
+        fitted = fit(history.features, history.vectors[rows], known[rows], recipe, QUOTIENTS, advance)
+    except TooLittleData as error:
+        raise TooLittleData(f"{error}; positive are frauds: take more --train-days, or import fraud reports") from error
     network = exact(fitted.encoding, fitted.ensemble, Calibration(1.0, 0.0).table())
     return Fit(network, judged, logits(network, history.vectors[judged]))
 
@@ -163,6 +189,11 @@ def fit_fold(
 def probabilities(calibration: Calibration, logit: NDArray[np.float64]) -> NDArray[np.float32]:
     """float32 [n]: what the released module gives for these logits, to the bit."""
     return calibration.table()[np.rint(logit / LOGIT_STEP).astype(np.int64) + TABLE_SIZE // 2]
+
+
+def scores_of(network: ExactNetwork, calibration: Calibration, history: LabelledHistory) -> NDArray[np.float32]:
+    """float32 [n]: every transaction of the history, scored as the release with this calibration would."""
+    return probabilities(calibration, logits(network, history.vectors))
 
 
 def golden_rows(rows: NDArray[np.float32], fraud: NDArray[np.bool_], seed: int) -> NDArray[np.float32]:

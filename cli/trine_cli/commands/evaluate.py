@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from trine_cli.commands.train import show_churn, show_fallback
 from trine_cli.errors import UsageError
 from trine_cli.moments import day_number
 from trine_cli.output import Json, Output
@@ -24,12 +25,17 @@ def fraud(
     transactions: Annotated[Path, typer.Option(help="Dataset folder (trine data generate, trine data import).")],
     from_: Annotated[str, typer.Option("--from", help="First day measured, e.g. 2018-07-25.")],
     to: Annotated[str, typer.Option(help="First day no longer measured.")],
+    fallback: Annotated[
+        bool,
+        typer.Option("--fallback", help="Also what answers without the model: rules, with and without batch scores."),
+    ] = False,
     json: Json = False,
 ) -> None:
     """AUC ROC, average precision and card precision at 100 by the published protocol, and what was decided."""
     from model_release import open_release
 
     from models.fraud.evaluation import evaluate_release
+    from models.fraud.fallback_evaluation import evaluate_fallback
 
     output = Output(json)
     first, end = day_number(from_, "--from"), day_number(to, "--to")
@@ -38,11 +44,37 @@ def fraud(
     opened = open_release(release)
     with output.progress("Evaluating", total=1) as advance:
         found = evaluate_release(opened, transactions, first, end).summary()
+        without_model = evaluate_fallback(opened, transactions, first, end) if fallback else {}
         advance(1)
     output.table(
         f"{opened.id}, {from_} to {to}", ["metric", "value"], [[k.replace("_", " "), v] for k, v in found.items()]
     )
-    output.result({"release": opened.id, "from": from_, "to": to, **found})
+    if without_model:
+        show_fallback(output, {f"{from_} to {to}": without_model})
+    output.result(
+        {"release": opened.id, "from": from_, "to": to, **found, **({"fallback": without_model} if fallback else {})}
+    )
+
+
+@app.command()
+def churn(
+    release: Annotated[Path, typer.Option(help="Release folder.")],
+    transactions: Annotated[Path, typer.Option(help="Dataset folder that goes on for 30 days after the cut-off.")],
+    cutoff: Annotated[str, typer.Option(help="When it is asked who leaves, e.g. 2018-09-01.")],
+    json: Json = False,
+) -> None:
+    """AUC ROC, average precision and Brier score, beside a logistic regression on recency and frequency buckets."""
+    from model_release import open_release
+
+    from models.churn.release_training import evaluate_release
+
+    output = Output(json)
+    opened = open_release(release)
+    with output.progress("Evaluating", total=1) as advance:
+        found = evaluate_release(opened, transactions, day_number(cutoff, "--cutoff"))
+        advance(1)
+    show_churn(output, f"{opened.id} at {cutoff}", {cutoff: found})
+    output.result({"release": opened.id, "cutoff": cutoff, **found})
 
 
 @app.command()

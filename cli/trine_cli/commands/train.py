@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -53,7 +54,7 @@ def fraud(
     """Train the fraud model, choose thresholds on validation days, measure on test days, write the release."""
     from models.fraud.protocol import Fold
     from models.fraud.release_training import Choices, train_release
-    from models.fraud.training import Recipe
+    from models.tabular.training import Recipe
 
     output = Output(json)
     fold = Fold(day_number(test_start, "--test-start"), train_days, delay_days, test_days)
@@ -70,6 +71,7 @@ def fraud(
         [[name.replace("_", " "), value, test.get(name, "no test days yet")] for name, value in validation.items()],
     )
     output.note(manifest.threshold_basis)
+    show_fallback(output, trained.fallback)
     output.note(f"written to {trained.release.path}")
     output.result(
         {
@@ -77,9 +79,61 @@ def fraud(
             "path": str(trained.release.path),
             "validation": validation,
             "test": test or None,
+            "fallback": trained.fallback,
             "thresholds": manifest.thresholds.model_dump(),
             "seconds": round(seconds, 3),
         }
+    )
+
+
+def show_fallback(output: Output, found: Mapping[str, Mapping[str, Mapping[str, object]] | None]) -> None:
+    """What answers without the model: rules alone, and with batch scores; by kind of days, then by who answers."""
+    rows = [(days, by, figures) for days, answers in found.items() for by, figures in (answers or {}).items()]
+    names = list(rows[0][2]) if rows else []
+    output.table(
+        "Without the model: rules alone beside rules and batch scores",
+        ["days", "answered by", *(name.replace("_", " ") for name in names)],
+        [[days, by.replace("_", " "), *(figures[name] for name in names)] for days, by, figures in rows],
+    )
+
+
+@app.command()
+def churn(
+    transactions: Annotated[Path, typer.Option(help="Dataset folder (trine data generate --churn-rate, import).")],
+    cutoff: Annotated[str, typer.Option(help="When training happens, e.g. 2018-09-01: only what was before counts.")],
+    releases: Annotated[Path, typer.Option(help="Folder that the release is written into.")],
+    cutoffs: Annotated[int, typer.Option(min=1, help="Past cut-offs to train on, a week apart.")] = 4,
+    seed: Annotated[int, typer.Option(min=0, help="Same data and seed, same release.")] = 0,
+    json: Json = False,
+) -> None:
+    """Train the churn model, measure it beside recency and frequency alone, write the release."""
+    from models.churn.release_training import Choices, churn_recipe, train_release
+
+    output = Output(json)
+    began = time.monotonic()
+    with output.progress("Training", total=2) as advance:
+        choices = Choices(cutoffs, churn_recipe(seed))
+        trained = train_release(transactions, releases, day_number(cutoff, "--cutoff"), choices, advance)
+    seconds = time.monotonic() - began
+    figures = {"validation": trained.validation, "test": trained.test}
+    show_churn(output, f"{trained.release.id}, trained in {seconds:.0f} s", figures)
+    output.note(f"written to {trained.release.path}")
+    output.result(
+        {
+            "release": trained.release.id, "path": str(trained.release.path), **figures,
+            "thresholds": trained.release.manifest.thresholds.model_dump(), "seconds": round(seconds, 3),
+        }
+    )  # fmt: skip
+
+
+def show_churn(output: Output, title: str, found: Mapping[str, Mapping[str, Mapping[str, object]] | None]) -> None:
+    """Figures of the network and of its baseline, by when they were measured."""
+    rows = [(when, by, figures) for when, sides in found.items() for by, figures in (sides or {}).items()]
+    names = list(rows[0][2])
+    output.table(
+        title,
+        ["measured", "by", *(name.replace("_", " ") for name in names)],
+        [[when, by, *(figures[name] for name in names)] for when, by, figures in rows],
     )
 
 

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.fraud.calibration import Calibration, calibration_error, fit_calibration
 from models.fraud.features import PLAN
-from models.fraud.network import LOGIT_STEP, TABLE_SIZE
 from models.fraud.rules import Sample, measure_rules, precision_bound
 from models.fraud.thresholds import MIN_DENIED, choose_thresholds
+from models.tabular.calibration import Calibration, calibration_error, fit_calibration
+from models.tabular.network import LOGIT_STEP, TABLE_SIZE
 
 
 def test_calibration_finds_the_true_odds() -> None:

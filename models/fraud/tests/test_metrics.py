@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, roc_auc_score  # type: ignore[import-untyped]
 
-from models.fraud.metrics import auc_roc, average_precision, card_precision
+from models.fraud.metrics import card_precision
+from models.tabular.ranking import auc_roc, average_precision
 
 Column = NDArray[Any]
 
@@ -76,7 +77,7 @@ def test_card_precision_by_hand() -> None:
 
 def test_a_missing_class_is_named() -> None:
     none, some = np.zeros(3, dtype=np.bool_), np.array([0.1, 0.2, 0.3])
-    with pytest.raises(ValueError, match="found 0 frauds and 3 others"):
+    with pytest.raises(ValueError, match="found 0 positive rows and 3 others"):
         auc_roc(none, some)
-    with pytest.raises(ValueError, match="at least one fraud"):
+    with pytest.raises(ValueError, match="at least one positive row"):
         average_precision(none, some)

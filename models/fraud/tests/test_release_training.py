@@ -14,41 +14,24 @@ import pytest
 from feature_store.dataset import DAY_US
 from model_release import open_release, scoring_module
 
-from models.fraud.calibration import Calibration
-from models.fraud.encoding import encode
 from models.fraud.errors import TooLittleData
 from models.fraud.evaluation import evaluate_release, score_rows
-from models.fraud.features import PLAN
-from models.fraud.generator import generate
-from models.fraud.generator_parameters import GeneratorParameters
+from models.fraud.features import PLAN, QUOTIENTS
 from models.fraud.history import LabelledHistory, day_number, load_history
-from models.fraud.network import Shape, exact, logits
 from models.fraud.protocol import Fold, test_rows, train_rows
-from models.fraud.release_training import Choices, Trained, fit_fold, probabilities, train_release
-from models.fraud.training import Recipe, fit
+from models.fraud.release_training import Trained, fit_fold, probabilities, train_release
+from models.fraud.testing import CHOICES, FOLD, QUICK
+from models.tabular.calibration import Calibration
+from models.tabular.encoding import encode
+from models.tabular.network import exact, logits
+from models.tabular.training import fit
 
 test_rows.__test__ = False  # type: ignore[attr-defined]
-
-QUICK = Recipe(Shape(members=2, hidden=(8,)), epochs=30, least_steps=1, batch=256, learning_rate=5e-3, keep=0.3)
-FOLD = Fold(day_number(dt.date(2018, 6, 5)))
-CHOICES = Choices(review_budget=20, recipe=QUICK)
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("data") / "cards"
-    generate(GeneratorParameters(customers=600, terminals=1200, days=75, seed=3), path)
-    return path
 
 
 @pytest.fixture(scope="module")
 def history(dataset: Path) -> LabelledHistory:
     return load_history(dataset, PLAN, FOLD.validation().train_start, FOLD.test_end)
-
-
-@pytest.fixture(scope="module")
-def trained(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    return train_release(dataset, tmp_path_factory.mktemp("releases"), FOLD, CHOICES)
 
 
 def test_fold_days() -> None:
@@ -100,7 +83,7 @@ def test_rows_and_labels_equal_sql(dataset: Path, history: LabelledHistory) -> N
 
 def test_exact_network_follows_the_trained_one(history: LabelledHistory) -> None:
     rows = train_rows(history, FOLD)
-    fitted = fit(PLAN.features, history.vectors[rows], history.fraud[rows], QUICK)
+    fitted = fit(PLAN.features, history.vectors[rows], history.fraud[rows], QUICK, QUOTIENTS)
     network = exact(fitted.encoding, fitted.ensemble, Calibration(1.0, 0.0).table())
     trained_logit = fitted.ensemble(encode(fitted.encoding, history.vectors[rows])).mean(0).detach().numpy()
     assert np.abs(logits(network, history.vectors[rows]) - trained_logit).max() < 0.01
@@ -166,5 +149,5 @@ def test_too_little_data_is_named(dataset: Path, tmp_path: Path, fold: Fold, mes
 def test_a_dataset_without_reports_is_named(dataset: Path, tmp_path: Path) -> None:
     bare = tmp_path / "bare"
     shutil.copytree(dataset / "transactions", bare / "transactions")
-    with pytest.raises(TooLittleData, match=r"0 frauds in .* import fraud reports"):
+    with pytest.raises(TooLittleData, match=r"0 of \d+ rows are positive.* import fraud reports"):
         train_release(bare, tmp_path / "releases", FOLD, CHOICES)

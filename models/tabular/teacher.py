@@ -1,7 +1,7 @@
-"""Softened labels: what boosted trees, fitted on the same rows, think of each training transaction.
+"""Softened labels: what boosted trees, fitted on the same rows, think of each training row.
 
 A network that learns these probabilities instead of the bare labels generalises better than one that learns the
-labels, and better than its teacher: the labels of a single week are few, and many frauds look like anything else
+labels, and better than its teacher: the labels of a single week are few, and many positive rows look like any other
 (Hinton et al., "Distilling the Knowledge in a Neural Network", 2015). The teacher sees training rows and their labels
 only, as the network does, and is not part of the release.
 """
@@ -20,13 +20,13 @@ TEACHERS = 3
 
 def soft_labels(
     columns: NDArray[np.float64],
-    fraud: NDArray[np.bool_],
+    positive: NDArray[np.bool_],
     seed: int,
     advance: Callable[[float], None] = lambda _: None,
 ) -> NDArray[np.float32]:
-    """Probabilities of fraud, float32 [n], for the same rows that the teachers were fitted on: mean of TEACHERS.
+    """Probabilities of being positive, float32 [n], for the rows that the teachers were fitted on: mean of TEACHERS.
 
-    columns float64 [n, C]; fraud bool [n] with both kinds. `advance` gets shares that add up to 1. Deterministic by
+    columns float64 [n, C]; positive bool [n] with both kinds. `advance` gets shares that add up to 1. Deterministic by
     seed, whatever the number of cores.
     """
     total = np.zeros(len(columns))
@@ -43,6 +43,6 @@ def soft_labels(
                 early_stopping=False,
                 random_state=seed * TEACHERS + number,
             )
-            total += teacher.fit(columns, fraud).predict_proba(columns)[:, 1]
+            total += teacher.fit(columns, positive).predict_proba(columns)[:, 1]
             advance(1.0 / TEACHERS)
     return (total / TEACHERS).astype(np.float32)

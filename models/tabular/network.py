@@ -1,4 +1,4 @@
-"""The fraud network while it learns: an ensemble of small perceptrons over piecewise-linear encodings.
+"""A tabular network while it learns: an ensemble of small perceptrons over piecewise-linear encodings.
 
 Members share the encodings and differ in their random start; their logits are averaged. What they learn in float32
 is then put on a binary grid as a `model_release.exact_network.ExactNetwork`, which is what a release runs.

@@ -17,13 +17,13 @@ from model_release.exact_network import Encoding
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from models.fraud.encoding import columns_of, encode, encoding_of
-from models.fraud.errors import TooLittleData
-from models.fraud.network import Ensemble, Shape
-from models.fraud.teacher import soft_labels
+from models.tabular.encoding import Quotients, columns_of, encode, encoding_of
+from models.tabular.errors import TooLittleData
+from models.tabular.network import Ensemble, Shape
+from models.tabular.teacher import soft_labels
 
 GROUPS = 2
-MIN_FRAUDS = 20
+MIN_POSITIVE = 20
 SUSPICIOUS = 0.05
 TEACHING = 0.5
 """Share of the work that the teachers are, for progress."""
@@ -33,7 +33,7 @@ TEACHING = 0.5
 class Recipe:
     """Everything that decides how a network is fitted.
 
-    `keep`: the share of unsuspicious rows (no fraud, and a soft label below SUSPICIOUS) that each epoch draws anew.
+    `keep`: the share of unsuspicious rows (not positive, and a soft label below SUSPICIOUS) that each epoch draws anew.
     `least_steps`: more epochs where the data are so few that `epochs` of them would be fewer batches than this.
     """
 
@@ -59,29 +59,32 @@ class Fitted:
 def fit(
     features: tuple[str, ...],
     rows: NDArray[np.float32],
-    fraud: NDArray[np.bool_],
+    positive: NDArray[np.bool_],
     recipe: Recipe,
+    quotients: Quotients = (),
     advance: Callable[[float], None] = lambda _: None,
 ) -> Fitted:
-    """Trains on rows float32 [n, F] with labels bool [n].
+    """Trains on rows float32 [n, F] with labels bool [n]; the network also sees `quotients` of the features.
 
     `advance` is called from several threads with shares of the work, which add up to 1.
 
     Raises:
-        TooLittleData: fewer than MIN_FRAUDS frauds, or nothing but frauds.
+        TooLittleData: fewer than MIN_POSITIVE rows are positive, or all of them.
     """
-    frauds = int(fraud.sum())
-    if frauds < MIN_FRAUDS or frauds == len(fraud):
+    found = int(positive.sum())
+    if found < MIN_POSITIVE or found == len(positive):
         raise TooLittleData(
-            f"training: {frauds} frauds in {len(fraud)} transactions, need at least {MIN_FRAUDS} and others beside "
-            "them; take more --train-days, or import fraud reports"
+            f"training: {found} of {len(positive)} rows are positive, need at least {MIN_POSITIVE} and others beside "
+            "them"
         )
     if recipe.shape.members % GROUPS:
         raise ValueError(f"members: must be a multiple of {GROUPS}, is {recipe.shape.members}")
-    encoding = encoding_of(features, rows, fraud)
-    soft = soft_labels(columns_of(features, rows), fraud, recipe.seed, lambda share: advance(share * TEACHING))
+    encoding = encoding_of(features, rows, positive, quotients)
+    soft = soft_labels(
+        columns_of(features, rows, quotients), positive, recipe.seed, lambda share: advance(share * TEACHING)
+    )
     encoded, labels = encode(encoding, rows), torch.from_numpy(soft)
-    always = torch.from_numpy(fraud | (soft >= SUSPICIOUS))
+    always = torch.from_numpy(positive | (soft >= SUSPICIOUS))
     share = replace(recipe.shape, members=recipe.shape.members // GROUPS)
     with ThreadPoolExecutor(GROUPS) as pool:
         groups = list(

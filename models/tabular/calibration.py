@@ -8,7 +8,7 @@ import numpy as np
 from model_release.exact_network import logistic_table
 from numpy.typing import NDArray
 
-from models.fraud.network import LOGIT_STEP, TABLE_SIZE
+from models.tabular.network import LOGIT_STEP, TABLE_SIZE
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,13 +23,13 @@ class Calibration:
         return logistic_table(self.slope, self.intercept, LOGIT_STEP, TABLE_SIZE)
 
 
-def fit_calibration(logit: NDArray[np.float64], fraud: NDArray[np.bool_]) -> Calibration:
+def fit_calibration(logit: NDArray[np.float64], happened: NDArray[np.bool_]) -> Calibration:
     """Maximum likelihood by Newton's method; targets drawn in by one count each, as Platt does, so that it exists.
 
-    Raises ValueError where the logits do not rank frauds above others at all (the slope would not be positive).
+    Raises ValueError where the logits do not rank what happened above others at all (the slope would not be positive).
     """
-    frauds, others = int(fraud.sum()), int((~fraud).sum())
-    target = np.where(fraud, (frauds + 1) / (frauds + 2), 1 / (others + 2))
+    positive, others = int(happened.sum()), int((~happened).sum())
+    target = np.where(happened, (positive + 1) / (positive + 2), 1 / (others + 2))
     design = np.column_stack([logit, np.ones(len(logit))])
     solution = np.array([1.0, 0.0])
     for _ in range(100):
@@ -42,14 +42,14 @@ def fit_calibration(logit: NDArray[np.float64], fraud: NDArray[np.bool_]) -> Cal
             break
     slope, intercept = (float(round(value, 9)) for value in solution)
     if not slope > 0:
-        raise ValueError(f"calibration: slope is {slope}, must be positive: the network does not rank frauds higher")
+        raise ValueError(f"calibration: slope is {slope}, must be positive: the network ranks upside down")
     return Calibration(slope, intercept)
 
 
-def calibration_error(probability: NDArray[np.floating], fraud: NDArray[np.bool_], bins: int = 10) -> float:
-    """Expected calibration error over bins of equal probability mass of predicted frauds.
+def calibration_error(probability: NDArray[np.floating], happened: NDArray[np.bool_], bins: int = 10) -> float:
+    """Expected calibration error over bins of equal predicted mass.
 
-    Equal counts would put nearly all bins where nothing happens: frauds are one in a hundred.
+    Equal counts would put nearly all bins where nothing happens, where the positive are one in a hundred.
     """
     order = np.argsort(probability, kind="stable")
     mass = np.cumsum(probability[order])
@@ -58,5 +58,5 @@ def calibration_error(probability: NDArray[np.floating], fraud: NDArray[np.bool_
     for number in range(bins):
         rows = order[bin_of == number]
         if len(rows):
-            error += abs(float(probability[rows].mean()) - float(fraud[rows].mean())) * len(rows) / len(order)
+            error += abs(float(probability[rows].mean()) - float(happened[rows].mean())) * len(rows) / len(order)
     return error
