@@ -9,6 +9,7 @@ import pyarrow as pa
 from batch_scorer.archive import Archive
 from batch_scorer.outcome import Replayed, Report
 from batch_scorer.replay import Replay, ServedRelease
+from batch_scorer.run_risks import RunRisks
 from batch_scorer.vectors import Base
 from model_release import list_releases, open_release, scoring_module
 
@@ -22,8 +23,10 @@ def replay_decisions(
     base: tuple[Path, int] | None = None,
     from_us: int | None = None,
     to_us: int | None = None,
+    runs: RunRisks | None = None,
 ) -> tuple[Report, list[Replayed]]:
-    """Every decision on events from `from_us` to before `to_us`, replayed; `base`: dataset and cut of a rebuild.
+    """Every decision on events from `from_us` to before `to_us`, replayed; `base`: dataset and cut of a rebuild;
+    `runs`: of batch jobs, without which decisions that one took part in are different.
 
     Raises BadInput, model_release.ReleaseError, feature_store.dataset.DatasetError, and what the archive does.
     """
@@ -36,7 +39,7 @@ def replay_decisions(
             return None
         return ServedRelease(open_release(known[release]), scoring_module.load(known[release]))
 
-    replay = Replay(archive, served, None if base is None else Base(*base))
+    replay = Replay(archive, served, None if base is None else Base(*base), runs)
     found = list(replay.run(from_us, to_us))
     return replay.report, found
 

@@ -33,7 +33,8 @@ def _decisions() -> None:
 def replay(
     releases: Annotated[Path, typer.Option(help="Folder of releases; the decisions say which one they need.")],
     warehouse: Annotated[
-        str | None, typer.Option(envvar="TRINE_WAREHOUSE", help="Folder or URI of the warehouse to read.")
+        str | None,
+        typer.Option(envvar="TRINE_WAREHOUSE", help="Folder or URI of the warehouse to read; also for runs."),
     ] = None,
     kafka_bootstrap: Annotated[
         str | None, typer.Option(help="Read this Kafka's topics instead (HOST:PORT), if it has forgotten nothing.")
@@ -52,6 +53,8 @@ def replay(
     Says equal or different for each, nothing else: what cannot be found is different, with the reason. Exit code 5
     where any is different.
     """
+    from batch_scorer.run_risks import RunRisks
+
     from trine_cli.decision_replay import replay_decisions, write_outcomes
     from trine_cli.kafka_archive import KafkaArchive
     from trine_cli.warehouse_archive import WarehouseArchive
@@ -74,6 +77,7 @@ def replay(
             base=None if transactions is None or until is None else (transactions, moment_us(until, "--until")),
             from_us=None if from_ is None else moment_us(from_, "--from"),
             to_us=None if to is None else moment_us(to, "--to"),
+            runs=None if warehouse is None else RunRisks.below(warehouse),
         )
     seconds = time.monotonic() - began
     if out is not None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 
 import redis
+from batch_scorer.run_risks import RunRisks
 from feature_store.rebuild import rebuild
 from model_release import Release
 
@@ -156,6 +157,7 @@ def _live(scenario: Scenario, release: Release, day: Day, stack: Stack, steps: S
             scenario.releases,
             (scenario.dataset, scenario.day_us),
             from_us=scenario.day_us,
+            runs=RunRisks.below(stack.warehouse),
         )
         took = time.monotonic() - began
         words.append(f"{decisions.decisions:,} decisions from the warehouse, {decisions.different:,} different")

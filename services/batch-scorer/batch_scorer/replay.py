@@ -6,7 +6,7 @@ Scores come from the release's own module and policy, the ones that served. What
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 
@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 from trine.events.v1.events_pb2 import DecisionRecord, ScoreSource, Verdict
 
 from batch_scorer.archive import Archive
+from batch_scorer.batch_replay import batch_scores
 from batch_scorer.outcome import Difference, Replayed, Report
+from batch_scorer.run_risks import RunRisks
 from batch_scorer.vectors import Base, VectorReplay, Vectors
 
 _CHUNK = 50_000
@@ -38,12 +40,17 @@ class ServedRelease:
 class Replay:
     """Replays the decisions of an archive. `open_release` gives a release by its id, or None where there is none.
 
-    `base`: the history that rebuilt states were made of.
+    `base`: the history that rebuilt states were made of. `runs`: of batch jobs, for decisions they took part in.
     """
 
     def __init__(
-        self, archive: Archive, open_release: Callable[[str], ServedRelease | None], base: Base | None = None
+        self,
+        archive: Archive,
+        open_release: Callable[[str], ServedRelease | None],
+        base: Base | None = None,
+        runs: RunRisks | None = None,
     ) -> None:
+        self._runs = runs
         self._archive = archive
         self._open_release = open_release
         self._base = base
@@ -114,7 +121,7 @@ class Replay:
         chosen = [records[i] for i in present]
         if chosen:
             vectors = replay.vectors(chosen, rows)
-            for i, replayed in zip(present, _compared(served, chosen, vectors), strict=True):
+            for i, replayed in zip(present, _compared(served, chosen, vectors, self._runs), strict=True):
                 found[i] = replayed
         return [r for r in found if r is not None]
 
@@ -144,9 +151,12 @@ def _fields_apart(recorded: Message, archived: Message) -> list[Difference]:
     return [Difference(f"transaction.{name}", a, b) for name, a, b in pairs if a != b]
 
 
-def _compared(served: ServedRelease, records: Sequence[DecisionRecord], vectors: Vectors) -> Iterator[Replayed]:
+def _compared(
+    served: ServedRelease, records: Sequence[DecisionRecord], vectors: Vectors, runs: RunRisks | None
+) -> Iterator[Replayed]:
     manifest = served.release.manifest
-    scores, fallbacks, unscored = _scores(served, records, vectors)
+    batch, batch_apart = batch_scores(served.release, records, runs)
+    scores, fallbacks, unscored = _scores(served, records, vectors, batch)
     right = verdicts(np.nan_to_num(scores), manifest.thresholds)
     for i, answer in fallbacks.items():
         right[i] = answer.verdict(manifest.thresholds)
@@ -159,9 +169,15 @@ def _compared(served: ServedRelease, records: Sequence[DecisionRecord], vectors:
         apart = list(vectors.unfound.get(i, ()))
         if not whole[i] and (record.inputs or lengths[i]):
             apart += _vector_differences(served, record, vectors.rows[i], same_entry[i], int(lengths[i]))
+        if (batch_difference := batch_apart.get(i)) is not None:
+            apart.append(batch_difference)
+        elif record.source != ScoreSource.SCORE_SOURCE_BATCH_SCORE and (
+            record.batch_run or record.HasField("batch_score")
+        ):
+            apart.append(Difference("batch_run", record.batch_run, reason="does not go with the source"))
         if (reason := unscored.get(i)) is not None:
             apart.append(reason)
-        else:
+        elif i in fallbacks or record.source == ScoreSource.SCORE_SOURCE_MODEL:
             if not same_score[i]:
                 apart.append(Difference("score", record.score, float(scores[i])))
             if record.verdict != right[i]:
@@ -175,7 +191,7 @@ def _compared(served: ServedRelease, records: Sequence[DecisionRecord], vectors:
 
 
 def _scores(
-    served: ServedRelease, records: Sequence[DecisionRecord], vectors: Vectors
+    served: ServedRelease, records: Sequence[DecisionRecord], vectors: Vectors, batch: Mapping[int, float]
 ) -> tuple[NDArray[np.float32], dict[int, Fallback], dict[int, Difference]]:
     """Scores float32[n], by decision what answered without the model, or why it cannot be scored (a score of NaN)."""
     scores = np.full(len(records), np.nan, dtype=np.float32)
@@ -194,9 +210,12 @@ def _scores(
         elif record.source == ScoreSource.SCORE_SOURCE_RULES:
             fallbacks[i] = rules.score(vectors.rows[i], vectors.usable[i])
             scores[i] = fallbacks[i].score
+        elif record.source == ScoreSource.SCORE_SOURCE_BATCH_SCORE:
+            if i in batch:
+                fallbacks[i] = rules.score(vectors.rows[i], vectors.usable[i], batch[i])
+                scores[i] = fallbacks[i].score
         else:
-            reason = f"run {record.batch_run or '(none)'} is not in the archive"
-            unscored[i] = Difference("source", _source(record.source), reason=reason)
+            unscored[i] = Difference("source", _source(record.source), reason="is none of model, batch_score, rules")
     if by_model:
         scores[by_model] = served.score(np.ascontiguousarray(vectors.rows[by_model]))
     return scores, fallbacks, unscored

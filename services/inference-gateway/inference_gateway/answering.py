@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from service_kit.logs import get_logger
 
+from inference_gateway.batch_scores import BatchScores
 from inference_gateway.decision import Decider, Decision, Source
 from inference_gateway.errors import GatewayError, NotRecorded, SpoolError
 from inference_gateway.gateway_metrics import GatewayMetrics
@@ -44,7 +45,9 @@ class Answering:
         memory: ReplyMemory,
         metrics: GatewayMetrics,
         spawn: Callable[..., asyncio.Task[None]],
+        batch_scores: BatchScores | None = None,
     ) -> None:
+        self._batch_scores = batch_scores
         self._adapter, self._decider, self._recorder = adapter, decider, recorder
         self._memory, self._metrics, self._spawn = memory, metrics, spawn
         self._until_log = 0
@@ -62,12 +65,13 @@ class Answering:
         if not waiting:
             return
         vectors, usable = self._decider.request_vectors([w.request.features for w in waiting])
-        decisions = []
+        decisions, now_us = [], time.time_ns() // 1_000
         for i, w in enumerate(waiting):
+            batch = None if self._batch_scores is None else self._batch_scores.of(w.request.features.keys, now_us)
             if w.vector is None or w.usable is None:
-                decisions.append(self._decider.without_model(vectors[i], usable, reason))
+                decisions.append(self._decider.without_model(vectors[i], usable, reason, batch))
             else:
-                decisions.append(self._decider.without_model(w.vector, w.usable, reason))
+                decisions.append(self._decider.without_model(w.vector, w.usable, reason, batch))
         self._decide(waiting, decisions)
 
     def warm_up(self) -> None:

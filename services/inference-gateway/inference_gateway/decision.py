@@ -12,6 +12,8 @@ from model_release.policy import FallbackRules, verdict, verdicts
 from model_release.release import Release
 from numpy.typing import NDArray
 
+from inference_gateway.batch_scores import BatchScore
+
 _FEW = 16
 
 
@@ -43,11 +45,14 @@ class Request:
 
 
 class Decision:
-    """A decided request; times in microseconds. `vector`: float32[F], None where no state could be read."""
+    """A decided request; times in microseconds. `vector`: float32[F], None where no state could be read.
+
+    `batch`: what a batch run had to do with it; None for nothing.
+    """
 
     __slots__ = (
-        "decided_at_us", "features_us", "inputs", "lag_ms", "model_us", "queue_us", "reason", "record_us", "rules",
-        "score", "source", "total_us", "vector", "verdict",
+        "batch", "decided_at_us", "features_us", "inputs", "lag_ms", "model_us", "queue_us", "reason", "record_us",
+        "rules", "score", "source", "total_us", "vector", "verdict",
     )  # fmt: skip
 
     def __init__(
@@ -60,6 +65,7 @@ class Decision:
     ) -> None:
         self.verdict, self.score, self.source, self.reason, self.rules = verdict, score, source, reason, rules
         self.decided_at_us = 0
+        self.batch: BatchScore | None = None
         self.vector: NDArray[np.float32] | None = None
         self.inputs: Sequence[ViewRead] = ()
         self.lag_ms = 0
@@ -100,10 +106,13 @@ class Decider:
         return [Decision(v, s, source) for v, s in zip(found, scores.tolist(), strict=True)]
 
     def without_model(
-        self, vector: NDArray[np.float32], usable: NDArray[np.bool_], reason: str, batch_score: float | None = None
+        self, vector: NDArray[np.float32], usable: NDArray[np.bool_], reason: str, batch: BatchScore | None = None
     ) -> Decision:
         """By the rules whose features are `usable` (bool[F]), and the batch score where there is one."""
-        fallback = self._rules.score(vector, usable, batch_score)
+        fallback = self._rules.score(vector, usable, None if batch is None else batch.score)
         source = Source.BATCH_SCORE if fallback.batch else Source.RULES
-        found = int(fallback.verdict(self._thresholds))
-        return Decision(found, fallback.score, source.value, reason, fallback.rules)
+        decision = Decision(
+            int(fallback.verdict(self._thresholds)), fallback.score, source.value, reason, fallback.rules
+        )
+        decision.batch = batch
+        return decision

@@ -7,13 +7,14 @@ import sys
 
 from feature_store.online import OnlineFeatures, StoreMisconfigured, StoreUnavailable
 from model_release.errors import ReleaseError
-from model_release.release import Release, list_releases, open_release
+from model_release.release import Release, list_request_releases, open_release
 from service_kit.grpc_server import GrpcServer
 from service_kit.http_server import HttpServer
 from service_kit.logs import get_logger
 from service_kit.run import Lifecycle, StartRefused, run
 from service_kit.settings import ProcessSettings
 
+from inference_gateway.batch_scores import BatchScores
 from inference_gateway.deadline import DeadlinePolicy
 from inference_gateway.errors import SpoolError
 from inference_gateway.feature_access import FeatureAccess
@@ -89,6 +90,13 @@ async def start(life: Lifecycle, settings: GatewaySettings) -> None:
     access = FeatureAccess(connect, life.health, store, [view.name for view in plan.views])
     life.on_stop("features", access.close)
 
+    batch_scores = BatchScores(
+        settings.redis_url,
+        release.manifest.policy.batch,
+        life.metrics,
+        refresh_s=settings.batch_scores_refresh_s,
+        max_rows=settings.batch_scores_max_rows,
+    )
     scorer = Scorer(
         adapter,
         release,
@@ -99,9 +107,11 @@ async def start(life: Lifecycle, settings: GatewaySettings) -> None:
         metrics,
         DeadlinePolicy(settings.deadline_ms / 1_000, settings.longest_deadline_ms / 1_000),
         settings.tuning,
+        batch_scores,
     )
     life.on_stop("model", scorer.close)
     life.task("watch", scorer.watch())
+    life.task("batch scores", batch_scores.refresh())
     life.on_stop("scorer", scorer.drain, deadline_s=10.0)
 
     reads = PredictionReads(settings.redis_url, settings.redis_timeout_ms / 1_000, life.metrics)
@@ -137,7 +147,7 @@ async def start(life: Lifecycle, settings: GatewaySettings) -> None:
 
 def choose_release(settings: GatewaySettings) -> Release:
     """The release named in the settings, or the youngest that can be opened. Raises StartRefused."""
-    named = [settings.releases / settings.release] if settings.release else list_releases(settings.releases, "tabular")
+    named = [settings.releases / settings.release] if settings.release else list_request_releases(settings.releases)
     opened: list[Release] = []
     problems: list[str] = []
     for path in named:

@@ -77,6 +77,8 @@ class DecisionBody(BaseModel):
     rules: list[str]
     fallback_reason: str
     repeated_request: bool
+    batch_run: Annotated[str, Field(description="The batch run that took part, where source is batch_score")]
+    batch_stale: Annotated[bool, Field(description="Its cut-off is older than its job allows")]
 
 
 def build_app(scorer: Scorer, health: Health, metrics: Metrics) -> FastAPI:
@@ -176,4 +178,6 @@ def _body(m: scoring.ScoreTransactionResponse) -> dict[str, Any]:  # JSON
         "rules": list(m.rules),
         "fallback_reason": m.fallback_reason,
         "repeated_request": m.repeated_request,
+        "batch_run": m.batch_run,
+        "batch_stale": m.batch_stale,
     }

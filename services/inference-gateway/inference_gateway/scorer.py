@@ -18,6 +18,7 @@ from service_kit.health import Health
 from service_kit.logs import get_logger
 
 from inference_gateway.answering import Answering
+from inference_gateway.batch_scores import BatchScores
 from inference_gateway.deadline import DeadlinePolicy, DeadlineWheel
 from inference_gateway.decision import Decider, Reason, Request
 from inference_gateway.errors import GatewayError
@@ -49,6 +50,7 @@ class Scorer:
         metrics: GatewayMetrics,
         deadlines: DeadlinePolicy,
         tuning: Tuning,
+        batch_scores: BatchScores | None = None,
     ) -> None:
         self.adapter = adapter
         self._deadlines, self._max_waiting = deadlines, tuning.max_waiting
@@ -58,7 +60,7 @@ class Scorer:
         decider = Decider(release)
         self._refuses_unrecorded = decider.refuses_unrecorded
         self._memory = ReplyMemory(access)
-        self._answering = Answering(adapter, decider, recorder, self._memory, metrics, self._spawn)
+        self._answering = Answering(adapter, decider, recorder, self._memory, metrics, self._spawn, batch_scores)
         self._model = ModelStage(
             server, release, self._answering, health, metrics,
             lanes=tuning.model_lanes, max_rows=tuning.max_batch, min_s=deadlines.model_min_s,

@@ -46,6 +46,10 @@ class GatewaySettings(ServiceSettings):
     #: How long messages gather for Kafka, which is asked once per partition and time; the spool has them already.
     kafka_linger_ms: int = Field(100, ge=0, le=1_000)
     redis_timeout_ms: int = Field(500, ge=10)
+    #: How often the pointer of the batch job that the release's policy names is asked for, and how many keys of its run
+    #: a process holds in memory (12 bytes each, three times that while one is loaded); a larger run is not taken.
+    batch_scores_refresh_s: float = Field(5.0, gt=0)
+    batch_scores_max_rows: int = Field(20_000_000, ge=1)
     #: How long an answer is kept for repeats of its request.
     ledger_ttl_s: int = Field(3_600, ge=1)
     #: How long the process that began with a request has before another takes over.

@@ -190,6 +190,8 @@ class TransactionAdapter:
                 m.new_entities.append(v.entity)
         if d.rules:
             m.rules[:] = d.rules
+        if d.batch is not None:
+            m.batch_run, m.batch_stale = d.batch.run, d.batch.stale
         _set_latency(m.latency, d)
         return m.SerializeToString()
 
@@ -202,6 +204,8 @@ class TransactionAdapter:
         m.decided_at_us, m.feature_lag_ms, m.fallback_reason = d.decided_at_us, d.lag_ms, d.reason
         if d.rules:
             m.rules[:] = d.rules
+        if d.batch is not None:
+            m.batch_score, m.batch_run = d.batch.score, d.batch.run
         _set_latency(m.latency, d)
         parts = [m.SerializeToString(), _RECORD_EVENT, varint(len(request.event)), request.event]
         for v in d.inputs:
