@@ -21,6 +21,9 @@ class GeneratorParameters:
     frauds' reports are withdrawn in error. Besides, as many genuine transactions as `false_report_share` times the
     frauds are reported in error, and every one of these reports is withdrawn. A withdrawal comes uniformly within
     `withdrawal_days` of its report.
+
+    Customers leave at a hazard of their own, drawn once from an exponential distribution whose mean is `churn_rate` in
+    30 days; in their last `churn_slowdown_days` their transactions become fewer, linearly down to none.
     """
 
     customers: int = 5_000
@@ -37,6 +40,8 @@ class GeneratorParameters:
     usual_report_days: float = 7.0
     late_report_days: float = 30.0
     withdrawal_days: float = 14.0
+    churn_rate: float = 0.0
+    churn_slowdown_days: float = 28.0
 
     def __post_init__(self) -> None:
         for name in ("customers", "terminals", "days"):
@@ -47,17 +52,18 @@ class GeneratorParameters:
         self._require("radius", 0 < self.radius <= 150, "more than 0, at most 150 (the map is 100 by 100)")
         code = self.currency
         self._require("currency", len(code) == 3 and code.isascii() and code.isalpha() and code.isupper(), "like EUR")
-        for name in ("late_share", "withdrawn_share", "false_report_share"):
+        for name in ("late_share", "withdrawn_share", "false_report_share", "churn_rate"):
             self._require(name, 0 <= getattr(self, name) <= 1, "0 to 1")
-        for name in ("report_mean_days", "usual_report_days", "withdrawal_days"):
+        for name in ("report_mean_days", "usual_report_days", "withdrawal_days", "churn_slowdown_days"):
             self._require(name, 0 < getattr(self, name) <= 3650, "more than 0, at most 3650")
         self._require(
             "late_report_days", self.usual_report_days <= self.late_report_days <= 3650, "usual_report_days or more"
         )
 
     def to_json(self) -> dict[str, int | float | str]:
-        """As dataset.json has it: the start as an ISO date."""
-        return {**asdict(self), "start": self.start.isoformat()}
+        """As dataset.json has it: the start as an ISO date; nothing of churn where nobody leaves."""
+        values = {**asdict(self), "start": self.start.isoformat()}
+        return values if self.churn_rate else {k: v for k, v in values.items() if not k.startswith("churn_")}
 
     def _require(self, name: str, holds: bool, right: str) -> None:
         if not holds:

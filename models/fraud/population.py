@@ -28,7 +28,8 @@ def stream(seed: int, stage: str, *index: int) -> np.random.Generator:
 class Population:
     """C customers and T terminals on the map, and which terminals each customer can reach.
 
-    customer_xy float64[C, 2], terminal_xy float64[T, 2]; mean_amount (major units) and mean_per_day float64[C];
+    customer_xy float64[C, 2], terminal_xy float64[T, 2]; mean_amount (major units), mean_per_day, and leaves
+    (days from the first midnight until the customer is gone, inf for never) float64[C];
     reach int64[R] lists terminals, customer c's are reach[reach_start[c] : reach_start[c + 1]].
     """
 
@@ -36,6 +37,7 @@ class Population:
     terminal_xy: NDArray[np.float64]
     mean_amount: NDArray[np.float64]
     mean_per_day: NDArray[np.float64]
+    leaves: NDArray[np.float64]
     reach: NDArray[np.int64]
     reach_start: NDArray[np.int64]
 
@@ -65,7 +67,8 @@ def make_population(parameters: GeneratorParameters) -> Population:
     mean_per_day = random.uniform(0, 4, parameters.customers)
     terminal_xy = stream(parameters.seed, "terminals").uniform(0, MAP_SIDE, (parameters.terminals, 2))
     reach, reach_start = _within(customer_xy, terminal_xy, parameters.radius)
-    return Population(customer_xy, terminal_xy, mean_amount, mean_per_day, reach, reach_start)
+    leaves = _departures(parameters)
+    return Population(customer_xy, terminal_xy, mean_amount, mean_per_day, leaves, reach, reach_start)
 
 
 def make_transactions(
@@ -74,16 +77,34 @@ def make_transactions(
     """All days' transactions; `advance(1)` is called after each day."""
     days = []
     for day in range(parameters.days):
-        days.append(_make_day(population, stream(parameters.seed, "transactions", day), day))
+        activity = _activity(population, parameters, day)
+        days.append(_make_day(population, activity, stream(parameters.seed, "transactions", day), day))
         advance(1)
     columns = [np.concatenate([getattr(day, name) for day in days]) for name in Transactions.__slots__]
     return Transactions(*columns)
 
 
-def _make_day(population: Population, random: np.random.Generator, day: int) -> Transactions:
+def _departures(parameters: GeneratorParameters) -> NDArray[np.float64]:
+    """When each customer leaves, in days; of a stream of its own, so that it changes nothing else."""
+    if not parameters.churn_rate:
+        return np.full(parameters.customers, np.inf)
+    random = stream(parameters.seed, "departures")
+    hazard = random.exponential(parameters.churn_rate / 30.0, parameters.customers)
+    return random.exponential(1.0, parameters.customers) / hazard
+
+
+def _activity(population: Population, parameters: GeneratorParameters, day: int) -> NDArray[np.float64]:
+    """float64[C]: the share of their usual transactions that customers make on this day."""
+    left: NDArray[np.float64] = (population.leaves - day) / parameters.churn_slowdown_days
+    return np.clip(left, 0.0, 1.0)
+
+
+def _make_day(
+    population: Population, activity: NDArray[np.float64], random: np.random.Generator, day: int
+) -> Transactions:
     reachable = np.diff(population.reach_start)
     # Who reaches no terminal buys nothing.
-    rate = np.where(reachable > 0, population.mean_per_day, 0.0)
+    rate = np.where(reachable > 0, population.mean_per_day, 0.0) * activity
     customer = np.repeat(np.arange(len(rate)), random.poisson(rate))
     second = np.trunc(random.normal(SECONDS_PER_DAY / 2, 20_000, len(customer))).astype(np.int64)
     in_day = (second > 0) & (second < SECONDS_PER_DAY)

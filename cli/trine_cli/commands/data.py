@@ -26,6 +26,7 @@ KindOption = Annotated[Kind, typer.Option(help="What the dataset is of.")]
 _SIZE, _REPORTS, _INTERACTIONS = "Size", "Fraud reports", "Size, with --kind interactions"
 _ONLY_TRANSACTIONS = (
     "customers", "terminals", "radius", "currency", "late_share", "withdrawn_share", "false_report_share",
+    "churn_rate",
 )  # fmt: skip
 _ONLY_INTERACTIONS = ("users", "items", "views")
 
@@ -71,6 +72,7 @@ def generate(
             rich_help_panel=_REPORTS,
         ),
     ] = 0.02,
+    churn_rate: Annotated[float, typer.Option(help="Share of customers that leave in 30 days, on average.")] = 0.0,
     users: Annotated[int, typer.Option(rich_help_panel=_INTERACTIONS)] = 2_000,
     items: Annotated[int, typer.Option(rich_help_panel=_INTERACTIONS)] = 1_500,
     views: Annotated[float, typer.Option(help="Of a user, on average.", rich_help_panel=_INTERACTIONS)] = 120.0,
@@ -102,6 +104,7 @@ def generate(
         late_share=late_share,
         withdrawn_share=withdrawn_share,
         false_report_share=false_report_share,
+        churn_rate=churn_rate,
     )
     with output.progress("Generating and writing days", total=2 * days) as advance:
         description, made = generate_dataset(parameters, out, overwrite, advance)
