@@ -115,7 +115,11 @@ def train_release(
         threshold_basis=THRESHOLD_BASIS,
         calibration={"method": "platt", **asdict(calibration), "fitted_on": "validation"},
         policy=Policy(unrecorded="refuse", base_score=base),
-        metrics={"validation": on_validation, "test": test},
+        metrics={
+            "validation": on_validation[MODEL],
+            "test": test and test[MODEL],
+            "baseline": {"validation": on_validation[BASELINE], "test": test and test[BASELINE]},
+        },
         training=training,
     )
     return Trained(write_release(releases, draft, HANDLER), on_validation, test)

@@ -111,7 +111,10 @@ def test_better_than_recency_and_frequency(dataset: Path, trained: Trained) -> N
     assert model["average_precision"] > baseline["average_precision"]
     assert model["brier"] < baseline["brier"]
     release = open_release(trained.release.path)
-    assert release.manifest.metrics["test"] == trained.test
+    assert (release.manifest.metrics["test"], release.manifest.metrics["validation"]) == (
+        model,
+        trained.validation[MODEL],
+    )
     assert str(model["brier"]) in (release.path / "model_card.md").read_text()
     again = evaluate_release(release, dataset, CUTOFF)
     assert again[MODEL] == model
