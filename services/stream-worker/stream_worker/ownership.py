@@ -32,6 +32,8 @@ log = get_logger(__name__)
 REDIS_RETRY_S = 0.25
 HALT_RETRY_S = 30.0
 NEW, DOUBT, FENCED, HALTED = "new", "doubt", "fenced", "halted"
+CUT_OFF = "0:log"
+"""The base of a shard whose log's beginning, which its state was made of, has been deleted since."""
 
 
 class Ownership:
@@ -58,6 +60,7 @@ class Ownership:
         self.over = False
         self.bases_to_commit = False
         self._bases: dict[ShardKey, str] = {}
+        self._committed: dict[ShardKey, int] = {}
         self._claim_at = 0.0
 
     def on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
@@ -89,6 +92,7 @@ class Ownership:
     def _forget(self, key: ShardKey) -> None:
         self.table.drop(key)
         self._bases.pop(key, None)
+        self._committed.pop(key, None)
         self._metrics.forget_shard(self._streams.state_topics[key[0]], key[1])
 
     def _claim(self, keys: Sequence[ShardKey]) -> dict[ShardKey, int]:
@@ -129,6 +133,7 @@ class Ownership:
         if unknown:
             for tp in self._consumer.committed(unknown, timeout=kafka.REQUEST_TIMEOUT_S):
                 self._bases[tp.topic, tp.partition] = tp.metadata or ""
+                self._committed[tp.topic, tp.partition] = max(tp.offset, 0)
 
     def _note_base(self, key: ShardKey, position: ShardPosition) -> None:
         if position.base and position.base != self._bases[key]:
@@ -154,6 +159,9 @@ class Ownership:
         except redis.RedisError as error:
             self.redis_gone(error)
         self.doubt(0.0)
+        for reason in (FENCED, HALTED):
+            for key in self.table.waiting_for(reason):
+                self.table.wait(key, DOUBT)
 
     def claim_due(self) -> None:
         """Claim again what waits and is due, and read on from where Redis says."""
@@ -253,9 +261,17 @@ class Ownership:
             return
         low, high = self._consumer.get_watermark_offsets(TopicPartition(topic, partition), kafka.REQUEST_TIMEOUT_S)
         if shard.offset == 0 and shard.clock_us == UNSET_CLOCK and low > 0:
+            if self._committed.get(shard.key) and not self._bases[shard.key]:
+                # It was further once: what Redis has lost the log does not hold any more either.
+                self._bases[shard.key] = CUT_OFF
+                self.bases_to_commit = True
+                self._claim([shard.key])
+                if (claimed := self.table.get(shard.key)) is None:
+                    return
+                shard = claimed
             log.warning("log begins later", topic=topic, shard=partition, first_offset=low)
             self.table.read_up_to(shard, low)
-            self._consumer.seek(TopicPartition(topic, partition, low))
+            self._go_on_from(TopicPartition(topic, partition, low))
             return
         self.halt(
             shard.key,

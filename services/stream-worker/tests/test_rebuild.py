@@ -16,10 +16,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from confluent_kafka import TopicPartition
+from confluent_kafka.admin import AdminClient
 from feature_store import keys as names
 from feature_store.log_positions import archived_logs
 from feature_store.online import FeatureRequest, OnlineFeatures, Outcome
 from feature_store.rebuild import rebuild
+from feature_store.sharding import shard_of
 from feature_store.source_files import day_name
 from feature_store.state_versions import CatchUp
 from tests.stream_scene import DAY_US, START_US, Load, NewScene, Scene, until
@@ -284,6 +287,7 @@ def test_a_base_that_redis_lost_is_told_apart_from_new_customers(
 
 
 def test_without_a_base_an_emptied_redis_catches_up_from_the_log(new_scene: NewScene, load: Load) -> None:
+    """As long as the log holds it: of what it does not hold any more the state is lost."""
     scene = new_scene()
     worker = scene.worker()
     scene.send(load.messages[:2_000])
@@ -292,6 +296,19 @@ def test_without_a_base_an_emptied_redis_catches_up_from_the_log(new_scene: NewS
     scene.redis.flushdb()
     scene.settled()
     assert scene.states() == before
+    assert worker.stop() == 0
+
+    home = shard_of("c1", scene.shards)
+    with AdminClient({"bootstrap.servers": scene.bootstrap, "log_level": 0}) as admin:
+        at = TopicPartition(scene.topics[0], home, 10)
+        admin.delete_records([at])[at].result(20)
+    scene.redis.flushdb()
+    worker = scene.worker()
+    whole = {key for key in scene.metas() if key != ("customer", home)}
+    until(lambda: all("progress_us" in scene.metas()[key] for key in whole), 30)
+    until(lambda: "lost" in scene.metas()["customer", home], 30)
+    until(lambda: int(scene.metas()["customer", home]["offset"]) > 10, 30)
+    assert [lost for _, lost in reads(scene, ["c1"])] == [True]
     assert worker.stop() == 0
 
 
