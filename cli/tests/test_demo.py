@@ -23,6 +23,7 @@ from trine.scoring.v1.scoring_pb2 import (
     ScoreTransactionResponse,
 )
 from trine_cli.demo.next_lines import next_lines
+from trine_cli.demo.night import Killed, NightsSeen, Published
 from trine_cli.demo.outage import Outage
 from trine_cli.demo.outcome import Outcome
 from trine_cli.demo.report import write_report
@@ -32,6 +33,13 @@ from trine_cli.demo.tally import DENY, REVIEW, Tally
 from models.fraud.features import PLAN
 
 _TOTAL = 2_000
+_NIGHTS = NightsSeen(
+    [
+        Published("card-risk", "card-risk-1", 15_000, 9.0, "customer:42", {"risk": 0.004, "level": "low"}),
+        Published("recommendations", "recommendations-1", 2_000, 9.0, "42", {"items": [{"item": "7", "score": 0.9}]}),
+    ],
+    Killed("score", "churn-1", "churn-1", "churn-2", "churn-1"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -58,12 +66,12 @@ def _outcome(folder: Path, release: str = "fraud-0123456789ab") -> Outcome:
     fraud = np.arange(_TOTAL) % 200 == 0
     scenario = Scenario(folder=folder, rate=200.0)
     decisions = Report(decisions=_TOTAL, sources=Counter(model=1_199, rules=801), lag_ms=[5, 9, 400])
-    return Outcome(scenario, release, tally, fraud, Outage(4.0, 7.0, 8.0), decisions, 1.5, {"live": 10.0}, 7)
+    return Outcome(scenario, release, tally, fraud, Outage(4.0, 7.0, 8.0), decisions, 1.5, {"live": 10.0}, 7, _NIGHTS)
 
 
 def test_a_good_day_keeps_every_promise(tmp_path: Path) -> None:
     outcome = _outcome(tmp_path)
-    assert [p.kept for p in outcome.promises] == [True] * 4
+    assert [p.kept for p in outcome.promises] == [True] * 6
     assert outcome.quality(DENY) == (0.5, 1.0)
     assert outcome.quality(REVIEW) == (0.25, 1.0)
     assert outcome.by_source == {"model": 1_199, "rules": 801}
@@ -71,7 +79,14 @@ def test_a_good_day_keeps_every_promise(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("broken", "promise"),
-    [("late", 0), ("not back", 1), ("rules outside the outage", 2), ("different", 3), ("not all replayed", 3)],
+    [
+        ("late", 0),
+        ("not back", 1),
+        ("rules outside the outage", 2),
+        ("different", 3),
+        ("not all replayed", 3),
+        ("killed", 5),
+    ],
 )
 def test_each_promise_can_be_broken(tmp_path: Path, broken: str, promise: int) -> None:
     outcome = _outcome(tmp_path)
@@ -83,6 +98,9 @@ def test_each_promise_can_be_broken(tmp_path: Path, broken: str, promise: int) -
         outcome.tally.source[:13] = 3
     elif broken == "different":
         outcome.decisions.different = 1
+    elif broken == "killed":
+        killed = Killed("score", "churn-1", "churn-2", "churn-2", "churn-1")
+        outcome = replace(outcome, nights=replace(_NIGHTS, killed=killed))
     else:
         outcome.decisions.decisions -= 1
     assert [i for i, p in enumerate(outcome.promises) if not p.kept] == [promise]

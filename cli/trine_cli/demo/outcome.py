@@ -8,6 +8,7 @@ import numpy as np
 from batch_scorer.outcome import Report
 from numpy.typing import NDArray
 
+from trine_cli.demo.night import NightsSeen
 from trine_cli.demo.outage import Outage
 from trine_cli.demo.scenario import Scenario
 from trine_cli.demo.tally import ANSWERED, MODEL, SOURCES, VERDICTS, Tally, quality
@@ -53,6 +54,7 @@ class Outcome:
     decisions_s: float
     timings: dict[str, float]
     reports: int
+    nights: NightsSeen
 
     @property
     def total(self) -> int:
@@ -101,7 +103,7 @@ class Outcome:
         away = self.total - int(outside.sum())
         deadline_ms = self.scenario.deadline_s * 1_000
         errors = "; ".join(f"{n} x {what}" for what, n in self.tally.errors.items())
-        replayed = self.decisions
+        replayed, killed = self.decisions, self.nights.killed
         return [
             Promise(
                 f"Every request is answered within its {deadline_ms:.0f} ms, also while TorchServe is away",
@@ -126,6 +128,17 @@ class Outcome:
                 f"{replayed.decisions:,} decisions on {self.total:,} transactions replayed in {self.decisions_s:.1f} s,"
                 f" {replayed.different:,} different",
                 replayed.different == 0 and replayed.decisions >= self.total,
+            ),
+            Promise(
+                "The night's three jobs are published, each by one pointer, and can be read",
+                "; ".join(f"{p.job} {p.rows:,} rows in {p.seconds:.0f} s" for p in self.nights.published),
+                all(p.prediction for p in self.nights.published),
+            ),
+            Promise(
+                "A run that is killed changes nothing; the next one publishes; a rollback brings the old one back",
+                f"killed in its stage {killed.stage}; read before {killed.before}, after {killed.after},"
+                f" then {killed.again}, rolled back to {killed.rolled_back}",
+                killed.stood,
             ),
         ]
 

@@ -13,6 +13,7 @@ from model_release import Release
 
 from trine_cli.demo import charts
 from trine_cli.demo.charts import Band, Mark
+from trine_cli.demo.night import prediction_text
 from trine_cli.demo.outcome import Outcome
 from trine_cli.demo.tally import DENY, MODEL, REVIEW
 
@@ -52,6 +53,10 @@ def write_report(outcome: Outcome, release: Release, next_lines: Sequence[tuple[
         ),
         percents=_PERCENTS,
         latency=_latency(outcome),
+        nights=[
+            (p.job, f"{p.rows:,}", f"{p.seconds:.1f}", p.key, prediction_text(p.prediction), p.run)
+            for p in outcome.nights.published
+        ],
         next=list(next_lines),
         made=_made(outcome, release),
     )

@@ -22,6 +22,7 @@ from trine_cli.decision_replay import replay_decisions
 from trine_cli.demo.day import Day, Sending, load_day, load_warm_up
 from trine_cli.demo.live_table import watch
 from trine_cli.demo.next_lines import GRPC_PORT, REST_PORT, next_lines
+from trine_cli.demo.night import Nights, NightsSeen, Published, prediction_text
 from trine_cli.demo.outage import OutageMaker, degraded
 from trine_cli.demo.outcome import Outcome
 from trine_cli.demo.preparation import DATASET_STEPS_PER_DAY, TRAINING_STEPS, prepare_dataset, prepare_release
@@ -72,8 +73,11 @@ def run(scenario: Scenario, keep: bool) -> None:
         owned.enter_context(_terminable())
         steps = Steps(output)
         release, day = _prepare(scenario, steps)
-        stack = _start(scenario, release, steps, owned)
-        outcome = _live(scenario, release, day, stack, steps)
+        server = _state(scenario, steps, owned)
+        nights = Nights(scenario, server.url)
+        published = _night(nights, steps)
+        stack = _start(scenario, release, server, steps, owned)
+        outcome = _live(scenario, release, day, stack, steps, nights, published)
         lines = next_lines(scenario, *_addresses(stack, keep), keep, stack.warehouse)
         write_report(outcome, release, lines, scenario.report)
         _conclude(output, outcome, lines, scenario.report)
@@ -102,7 +106,8 @@ def _prepare(scenario: Scenario, steps: Steps) -> tuple[Release, Day]:
     return release, day
 
 
-def _start(scenario: Scenario, release: Release, steps: Steps, owned: ExitStack) -> Stack:
+def _state(scenario: Scenario, steps: Steps, owned: ExitStack) -> RedisServer:
+    """A Redis with the feature state up to the demo's day."""
     shutil.rmtree(scenario.stack, ignore_errors=True)
     logs = scenario.stack / "logs"
     with steps.step("state") as words:
@@ -111,6 +116,23 @@ def _start(scenario: Scenario, release: Release, steps: Steps, owned: ExitStack)
             made = rebuild(client, PLAN, scenario.dataset, scenario.day_us, scenario.shards)
         entities = ", ".join(f"{n:,} {view}s" for view, n in made.entities.items())
         words.append(f"feature state rebuilt from history until {scenario.day}: {entities}")
+    return server
+
+
+def _night(nights: Nights, steps: Steps) -> list[Published]:
+    with steps.step("night data") as words:
+        made = nights.prepare()
+        words.append(f"customers who leave, a shop's interactions, models of both, {_made(made)}")
+    with steps.step("night") as words:
+        published = nights.run_all()
+        words += [f"{p.job} {p.rows:,} rows" for p in published]
+    for p in published:
+        steps.output.note(f"  {p.job} {p.key}: {prediction_text(p.prediction)}")
+    return published
+
+
+def _start(scenario: Scenario, release: Release, server: RedisServer, steps: Steps, owned: ExitStack) -> Stack:
+    logs = scenario.stack / "logs"
     with steps.step("stack") as words:
         options = StackOptions(
             releases=scenario.releases,
@@ -127,7 +149,15 @@ def _start(scenario: Scenario, release: Release, steps: Steps, owned: ExitStack)
     return stack
 
 
-def _live(scenario: Scenario, release: Release, day: Day, stack: Stack, steps: Steps) -> Outcome:
+def _live(
+    scenario: Scenario,
+    release: Release,
+    day: Day,
+    stack: Stack,
+    steps: Steps,
+    nights: Nights,
+    published: list[Published],
+) -> Outcome:
     with steps.step("warm-up") as words:
         warm_up = load_warm_up(scenario.dataset, scenario.day_us, scenario.warm_up)
         options = SendOptions(stack.grpc, scenario.rate, deadline_s=scenario.deadline_s)
@@ -157,12 +187,17 @@ def _live(scenario: Scenario, release: Release, day: Day, stack: Stack, steps: S
             scenario.releases,
             (scenario.dataset, scenario.day_us),
             from_us=scenario.day_us,
-            runs=RunRisks.below(stack.warehouse),
+            runs=RunRisks.below(str(scenario.dataset)),
         )
         took = time.monotonic() - began
         words.append(f"{decisions.decisions:,} decisions from the warehouse, {decisions.different:,} different")
-    reports = len(day.traffic.reports)
-    return Outcome(scenario, release.id, tally, day.fraud, outage, decisions, took, steps.timings, reports)
+    with steps.step("next night") as words:
+        killed = nights.next_night()
+        words.append(f"one run killed in its stage {killed.stage}, one published, one rolled back to")
+    return Outcome(
+        scenario, release.id, tally, day.fraud, outage, decisions, took, steps.timings, len(day.traffic.reports),
+        NightsSeen(published, killed),
+    )  # fmt: skip
 
 
 def _conclude(output: Output, outcome: Outcome, lines: list[tuple[str, str]], report: Path) -> None:
