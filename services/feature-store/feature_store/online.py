@@ -251,20 +251,26 @@ class OnlineFeatures:
         view = self._plan.views[v]
         try:
             version = await self._current_version()
-            commands: list[Command] = [("MULTI",)]
-            for key in entity_keys:
-                shard = shard_of(key, self._shards)
-                args = (view.entity.name, shard, version)
-                commands += (
-                    ("HMGET", names.meta(*args), "offset", "clock", "progress_us", "topic_id"),
-                    ("GET", names.state_prefix(*args, view.name) + key),
-                    ("HGETALL", names.tail_prefix(*args, view.name) + key),
-                )
-            found = (await self._link.calls([*commands, ("EXEC",)]))[-1]
-            if isinstance(found, hiredis.ReplyError):
-                raise found
+            while True:
+                commands: list[Command] = [("MULTI",), ("GET", names.VERSION_POINTER)]
+                for key in entity_keys:
+                    shard = shard_of(key, self._shards)
+                    args = (view.entity.name, shard, version)
+                    commands += (
+                        ("HMGET", names.meta(*args), "offset", "clock", "progress_us", "topic_id"),
+                        ("GET", names.state_prefix(*args, view.name) + key),
+                        ("HGETALL", names.tail_prefix(*args, view.name) + key),
+                    )
+                reply = (await self._link.calls([*commands, ("EXEC",)]))[-1]
+                if isinstance(reply, hiredis.ReplyError):
+                    raise reply
+                served = (reply[0] or names.FIRST_VERSION.encode()).decode()
+                if served == version:
+                    break
+                version = self._version = served
         except (LinkDown, hiredis.ReplyError) as error:
             raise StoreUnavailable(f"reading features: {error}") from error
+        found = reply[1:]
         metas, states, tails = found[0::3], found[1::3], found[2::3]
         state, broken = sound(self._assembler.codecs[v], states)
         group = np.arange(len(entity_keys), dtype=np.int64)

@@ -142,23 +142,17 @@ class ReadAssembler:
             )
             name, entity, topic = view.name, view.entity.name, view.topic
             view_reads = []
-            for i, (r, m, seen, other) in enumerate(zip(requests, meta_at, tail_ids, others.tolist(), strict=True)):
-                key, shard = r.keys[entity], shards[m]
+            numbers: dict[int, int] = {}  # of the shards, by place in `metas`
+            known = (others > 0).tolist()
+            for i, (r, m, seen) in enumerate(zip(requests, meta_at, tail_ids, strict=True)):
+                key = r.keys[entity]
+                if (number := numbers.get(m)) is None:
+                    number = numbers[m] = self._shard_of_key(v, key, version)
+                offset, _, topic_id, lost = shards[m]
+                lost = lost or i in broken
                 view_reads.append(
-                    ViewRead(
-                        name,
-                        entity,
-                        key,
-                        version,
-                        topic,
-                        shard.topic_id,
-                        self._shard_of_key(v, key, version),
-                        shard.offset,
-                        seen,
-                        other > 0,
-                        shard.lost or i in broken,
-                    )
-                )  # fmt: skip
+                    ViewRead(name, entity, key, version, topic, topic_id, number, offset, seen, known[i], lost)
+                )
             reads.append(view_reads)
         return reads, values, usable, lag
 
