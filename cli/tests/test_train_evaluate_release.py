@@ -30,11 +30,13 @@ def test_train_then_evaluate_then_verify(trine: Any, dataset: Path, tmp_path: Pa
     release = releases / trained["release"]
     assert trained["test"]["auc_roc"] > 0.7
 
-    code, measured, _ = trine(
+    code, measured, printed = trine(
         "evaluate", "fraud", "--release", release, "--transactions", dataset,
-        "--from", "2018-06-05", "--to", "2018-06-12",
+        "--from", "2018-06-05", "--to", "2018-06-12", "--fallback",
     )  # fmt: skip
     assert code == 0
+    assert measured["fallback"] == trained["fallback"]["test"]
+    assert "Without the model" in printed
     assert {name: measured[name] for name in trained["test"]} == trained["test"]
 
     code, shown, printed = trine("release", "show", release)
@@ -54,6 +56,27 @@ def test_train_then_evaluate_then_verify(trine: Any, dataset: Path, tmp_path: Pa
     code, _, printed = trine("release", "verify", release)
     assert code == 3
     assert "golden_scores.f32: sha256 is" in printed
+
+
+def test_who_leaves(trine: Any, tmp_path: Path) -> None:
+    data, releases = tmp_path / "data", tmp_path / "releases"
+    code, made, _ = trine(
+        "data", "generate", "--out", data, "--customers", 500, "--terminals", 400, "--days", 200,
+        "--churn-rate", 0.15, "--seed", 2,
+    )  # fmt: skip
+    assert (code, made["parameters"]["churn_rate"]) == (0, 0.15)
+    options = ("--transactions", data, "--cutoff", "2018-09-15")
+    code, trained, printed = trine("train", "churn", *options, "--releases", releases, "--cutoffs", 2)
+    assert code == 0, printed
+    assert set(trained["test"]) == set(trained["validation"]) == {"network", "recency and frequency"}
+    code, measured, printed = trine("evaluate", "churn", *options, "--release", releases / trained["release"])
+    assert code == 0, printed
+    assert measured["network"] == trained["test"]["network"]
+    _, _, printed = trine("release", "list", "--releases", releases)
+    assert str(measured["network"]["average_precision"]) in printed
+    code, _, printed = trine("evaluate", "churn", "--transactions", data, "--cutoff", "2018-10-15",
+                             "--release", releases / trained["release"])  # fmt: skip
+    assert (code, "are needed, found" in printed) == (3, True)
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,10 @@ from models.fraud.thresholds import choose_thresholds
 from models.tabular.log_odds import fit_log_odds, fit_weights, logit, on_grid
 from models.tabular.ranking import auc_roc, average_precision
 
-RULES, WITH_BATCH = "rules", "rules_and_batch_score"
-BLIND = "_without_features"
+RULES, WITH_BATCH = "rules", "with_batch_score"
+BLIND = "_no_features"
 """As in an outage of the feature store: of the vector only what the request itself says."""
+ANSWERS = tuple(who + how for how in ("", BLIND) for who in (RULES, WITH_BATCH))
 FIGURES = ("average_precision", "auc_roc", "precision", "recall", "flagged", "deny_precision", "denied")
 
 

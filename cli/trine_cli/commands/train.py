@@ -88,12 +88,13 @@ def fraud(
 
 def show_fallback(output: Output, found: Mapping[str, Mapping[str, Mapping[str, object]] | None]) -> None:
     """What answers without the model: rules alone, and with batch scores; by kind of days, then by who answers."""
-    rows = [(days, by, figures) for days, answers in found.items() for by, figures in (answers or {}).items()]
-    names = list(rows[0][2]) if rows else []
+    from models.fraud.fallback import ANSWERS, FIGURES
+
+    rows = [(days, by, answers[by]) for days, answers in found.items() for by in ANSWERS if answers and by in answers]
     output.table(
         "Without the model: rules alone beside rules and batch scores",
-        ["days", "answered by", *(name.replace("_", " ") for name in names)],
-        [[days, by.replace("_", " "), *(figures[name] for name in names)] for days, by, figures in rows],
+        ["days", "answered by", *(name.replace("_", " ") for name in FIGURES)],
+        [[days, by.replace("_", " "), *(figures[name] for name in FIGURES)] for days, by, figures in rows],
     )
 
 
