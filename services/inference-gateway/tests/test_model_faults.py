@@ -97,7 +97,7 @@ def test_a_server_that_hangs_is_answered_for_in_time(
         found = list(pool.map(timed, range(60)))
     assert {r.source for _, r in found} == {RULES}
     assert {r.fallback_reason for _, r in found} <= {"deadline", "model_down"}
-    assert max(seconds for seconds, _ in found) < 0.4
+    assert max(seconds for seconds, _ in found) < 0.6
     assert sorted(seconds for seconds, _ in found)[30] < 0.2, "after the first few nobody waits"
     server.resume()
     wait_for("the model again", lambda: gateway.score(transaction()).source == MODEL)

@@ -104,7 +104,7 @@ def new_worker(log: Path, redis_url: str, bootstrap: str, release: Release) -> S
 def owned(url: str) -> int:
     """Shards, of both entities, whose worker has said how far it is."""
     with redis.Redis.from_url(url) as client:
-        return sum(client.hexists(key, "progress_us") for key in client.scan_iter("*}m", count=1_000))
+        return sum(client.hexists(key, "progress_us") for key in client.scan_iter("*}m:*", count=1_000))
 
 
 def left_in_tails(url: str) -> int:
