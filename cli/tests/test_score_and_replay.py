@@ -111,6 +111,16 @@ def test_a_server_that_is_not_there(trine: Any, dataset: Path, monkeypatch: pyte
     assert f"no gateway answers on {nowhere}; is `trine up` running?" in printed
 
 
+def recorded(bootstrap: str) -> int:
+    """Events in Kafka, once no more come: the gateway hands them over a moment after it has answered."""
+    log, deadline, before = KafkaLog(bootstrap), time.monotonic() + 20, -1
+    while (now := sum(log.ends("trine.transactions").values())) != before:
+        assert time.monotonic() < deadline
+        before = now
+        time.sleep(0.5)  # several times as long as messages gather
+    return now
+
+
 def test_replay_sends_a_period_at_a_rate_and_sums_it_up(
     trine: Any, gateway: str, dataset: Path, kafka_bootstrap: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,11 +149,11 @@ def test_replay_sends_a_period_at_a_rate_and_sums_it_up(
 
     ids = set(day.column("transaction_id").to_pylist())
     # Again, in batches: the gateway knows them all, and nothing is recorded twice.
-    ends = sum(KafkaLog(kafka_bootstrap).ends("trine.transactions").values())
+    ends = recorded(kafka_bootstrap)
     code, bulk, printed = trine(*words, "--bulk")
     assert (code, bulk["answered"], bulk["verdicts"]) == (0, len(ids), summed["verdicts"]), printed
     assert bulk["fraud_reports"] == 0
-    assert sum(KafkaLog(kafka_bootstrap).ends("trine.transactions").values()) == ends
+    assert recorded(kafka_bootstrap) == ends
     if due:
         assert f"{due} fraud reports of the period are left out: no --kafka-bootstrap" in printed
 
