@@ -11,9 +11,8 @@ from collections.abc import AsyncIterator
 from typing import NoReturn
 
 import grpc
-from google.protobuf.any_pb2 import Any as ProtobufAny
-from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 from service_kit.logs import get_logger
+from service_kit.problems import status_details
 from trine.scoring.v1 import scoring_pb2 as scoring
 
 from inference_gateway.decision import Request
@@ -142,19 +141,5 @@ async def _abort(context: Context, outcome: Outcome | None) -> NoReturn:
         log.error("a request ended without an outcome")
         await context.abort(grpc.StatusCode.INTERNAL, "no outcome")
     code = _CODES.get(type(outcome), grpc.StatusCode.INTERNAL)
-    await context.abort(code, outcome.message, (("grpc-status-details-bin", _details(code, outcome)),))
-
-
-def _details(code: grpc.StatusCode, error: GatewayError) -> bytes:
-    status = status_pb2.Status(code=code.value[0], message=error.message)
-    if isinstance(error, InvalidRequest):
-        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=error.message)
-        packed = ProtobufAny()
-        packed.Pack(error_details_pb2.BadRequest(field_violations=[violation]))
-        status.details.append(packed)
-    elif isinstance(error, PayloadConflict):
-        info = ProtobufAny()
-        info.Pack(error_details_pb2.ErrorInfo(reason="PAYLOAD_CONFLICT", domain="trine"))
-        status.details.append(info)
-    data: bytes = status.SerializeToString()
-    return data
+    reason = "PAYLOAD_CONFLICT" if isinstance(outcome, PayloadConflict) else ""
+    await context.abort(code, outcome.message, status_details(code, outcome.message, outcome.field, reason))

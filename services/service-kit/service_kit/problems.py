@@ -60,12 +60,20 @@ def answer_with_problems(app: FastAPI, max_body_bytes: int) -> None:
         return problem(error.status_code, str(error.detail))
 
 
-def status_details(code: grpc.StatusCode, message: str, field: str = "") -> tuple[tuple[str, bytes], ...]:
-    """Trailing metadata for `context.abort`: google.rpc.Status with a BadRequest where a field is at fault."""
+def status_details(
+    code: grpc.StatusCode, message: str, field: str = "", reason: str = ""
+) -> tuple[tuple[str, bytes], ...]:
+    """Trailing metadata for `context.abort`: google.rpc.Status, with a BadRequest where a field is at fault and an
+    ErrorInfo where programs know a `reason`."""
     status = status_pb2.Status(code=code.value[0], message=message)
+    details = []
     if field:
         violation = error_details_pb2.BadRequest.FieldViolation(field=field, description=message)
+        details.append(error_details_pb2.BadRequest(field_violations=[violation]))
+    if reason:
+        details.append(error_details_pb2.ErrorInfo(reason=reason, domain="trine"))
+    for detail in details:
         packed = ProtobufAny()
-        packed.Pack(error_details_pb2.BadRequest(field_violations=[violation]))
+        packed.Pack(detail)
         status.details.append(packed)
     return (("grpc-status-details-bin", status.SerializeToString()),)
