@@ -21,6 +21,7 @@ from typing import Any
 import httpx
 import redis
 from feature_store.rebuild import rebuild
+from feature_store.source_files import DAY_US
 from model_release import open_release
 from model_release.testing import write_toy_release
 from rich.console import Console
@@ -38,7 +39,6 @@ DAYS = 40
 #: As on one machine: the broker has this one's cores too, and every partition costs it requests of its own.
 SHARDS = 16
 WARM_UP_S = 4.0
-DAY_US = 86_400_000_000
 
 Figures = dict[str, float]
 

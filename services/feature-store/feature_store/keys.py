@@ -46,7 +46,7 @@ def state_prefix(entity: str, shard: int, version: str, view: str) -> str:
     return f"{tag(entity, shard)}s:{version}:{view}:"
 
 
-def tail_prefix(entity: str, shard: int, version: str, view: str) -> str:
+def tail_prefix(entity: str, shard: int, view: str) -> str:
     """Followed by the entity's key: events not yet absorbed (hash: id as 8 bytes -> packed event).
 
     One for all versions: what a request appended while one was served, the next one finds.

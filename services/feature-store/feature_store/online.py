@@ -75,8 +75,8 @@ class OnlineFeatures:
         self._ledger_ttl_ms = ledger_ttl_ms
         self._assembler = ReadAssembler(plan, self._shard_of_key)
         self._rows, self._tails = self._assembler.rows, self._assembler.tails
-        self._version = ""
-        self._version_read = 0.0
+        # The one served, as far as is known: every read compares it with the pointer.
+        self._version = names.FIRST_VERSION
         self._read_sha = self._tidy_sha = ""
         # Tail entries that the state holds too: (tail, field) -> meta.
         self._untidy: dict[tuple[bytes, bytes], bytes] = {}
@@ -129,15 +129,6 @@ class OnlineFeatures:
         self._read_sha = await self._link.call("SCRIPT", "LOAD", READ)
         self._tidy_sha = await self._link.call("SCRIPT", "LOAD", TIDY)
 
-    async def _current_version(self) -> str:
-        """The served state version, read at most once a second."""
-        now = time.monotonic()
-        if not self._version or now - self._version_read > 1.0:
-            self._version_read = now
-            found = cast(bytes | None, await self._link.call("GET", names.VERSION_POINTER))
-            self._version = (found or names.FIRST_VERSION.encode()).decode()
-        return self._version
-
     def request_vectors(self, requests: Sequence[FeatureRequest]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Vectors from the requests alone, when state cannot be read: float32[n, features], usable bool[features]."""
         vectors = np.zeros((len(requests), len(self._plan.features)), dtype=np.float32)
@@ -154,7 +145,7 @@ class OnlineFeatures:
         """
         ids = [id64(r.event_id) for r in requests]
         try:
-            version = self._version or await self._current_version()
+            version = self._version
             while True:
                 reply = await self._run_read(self._script_input(requests, ids, version))
                 if reply[0] is None:
@@ -186,7 +177,7 @@ class OnlineFeatures:
         where = (view.entity.name, shard, version)
         found = [names.meta(*where), names.state_prefix(*where, view.name) + key]
         if self._tails[v]:
-            found.append(names.tail_prefix(*where, view.name) + key)
+            found.append(names.tail_prefix(view.entity.name, shard, view.name) + key)
         return shard, [name.encode() for name in found]
 
     def _shard_of_key(self, v: int, key: str, version: str) -> int:
@@ -250,7 +241,7 @@ class OnlineFeatures:
             raise KeyError(view_name)
         view = self._plan.views[v]
         try:
-            version = await self._current_version()
+            version = self._version
             while True:
                 commands: list[Command] = [("MULTI",), ("GET", names.VERSION_POINTER)]
                 for key in entity_keys:
@@ -259,7 +250,7 @@ class OnlineFeatures:
                     commands += (
                         ("HMGET", names.meta(*args), "offset", "clock", "progress_us", "topic_id"),
                         ("GET", names.state_prefix(*args, view.name) + key),
-                        ("HGETALL", names.tail_prefix(*args, view.name) + key),
+                        ("HGETALL", names.tail_prefix(view.entity.name, shard, view.name) + key),
                     )
                 reply = (await self._link.calls([*commands, ("EXEC",)]))[-1]
                 if isinstance(reply, hiredis.ReplyError):

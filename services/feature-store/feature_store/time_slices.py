@@ -19,8 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from feature_store.definitions import FeatureView
-
-DAY_US = 86_400_000_000
+from feature_store.source_files import DAY_US
 
 
 @dataclass(frozen=True, slots=True)

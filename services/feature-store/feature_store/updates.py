@@ -19,6 +19,7 @@ from feature_store import keys as names
 from feature_store.admission import UNSET_CLOCK
 from feature_store.codec import StateCodec
 from feature_store.definitions import FeaturePlan, FeatureView
+from feature_store.source_files import DAY_US
 from feature_store.state import merge
 from feature_store.update_rows import events_of, labels_of, origin_of
 from feature_store.update_scripts import APPLY, CLAIM, HEARTBEAT
@@ -228,7 +229,7 @@ class StateWriter:
             args += [blobs[i] for i in members]
         if has_tails and self._serves:
             for view_name, key, ids in self._forgotten(entity, update):
-                keys.append(names.tail_prefix(entity, shard, self.version, view_name) + key)
+                keys.append(names.tail_prefix(entity, shard, view_name) + key)
                 args.append(len(ids))
                 args += ids
         return APPLY, keys, args
@@ -278,4 +279,4 @@ def needs_tail(view: FeatureView) -> bool:
 
     A delay of a day or more leaves the worker that long; a shorter one does not.
     """
-    return view.delay_us < 86_400_000_000
+    return view.delay_us < DAY_US

@@ -195,7 +195,7 @@ async def test_an_absorbed_event_still_in_a_tail_counts_once_and_the_tail_is_tid
     assert read.vectors[0, COUNT_1D] == 1
     assert not read.inputs[0][0].known  # its own event is no history
     shard = shard_of("C1", SHARDS)
-    meta, tail = names.meta("customer", shard, "1"), names.tail_prefix("customer", shard, "1", "customer") + "C1"
+    meta, tail = names.meta("customer", shard, "1"), names.tail_prefix("customer", shard, "customer") + "C1"
     assert client.hkeys(tail) == [tail_field(1)]
     assert client.hget(meta, "tails") == b"1"
     assert await counts(online, [second]) == [2]
@@ -255,7 +255,7 @@ async def test_scripts_are_loaded_again(online: OnlineFeatures, client: redis.Re
     client.script_flush()
     assert await counts(online, [request(2)]) == [2]
     await online.remember([("2", request(2).fingerprint, b"r")])
-    tail = names.tail_prefix("customer", shard_of("C1", SHARDS), "1", "customer") + "C1"
+    tail = names.tail_prefix("customer", shard_of("C1", SHARDS), "customer") + "C1"
     assert not client.exists(tail)
 
 

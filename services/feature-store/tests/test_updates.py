@@ -208,7 +208,7 @@ def test_heartbeats_move_progress_forward_only(client: redis.Redis) -> None:
 
 def test_absorbed_and_dead_events_leave_the_tail_and_others_stay(client: redis.Redis) -> None:
     made = writer(client, "w1", [1])
-    meta, tail = names.meta("customer", 1, "1"), names.tail_prefix("customer", 1, "1", "customer")
+    meta, tail = names.meta("customer", 1, "1"), names.tail_prefix("customer", 1, "customer")
     for key, id_ in (("A", 1), ("A", 2), ("A", 3), ("B", 4)):
         client.hset(tail + key, tail_field(id_), b"x" * 16)
         client.hincrby(meta, "tails", 1)
@@ -333,7 +333,7 @@ def test_a_redis_that_went_back_in_time_goes_on_from_its_own_offset(private_redi
 def test_a_writer_of_a_version_that_is_served_no_more_is_refused(client: redis.Redis) -> None:
     """Whatever is still to be absorbed stays in the tail, for the version that is served."""
     made = writer(client, "w1", [1])
-    tail = names.tail_prefix("customer", 1, "1", "customer") + "A"
+    tail = names.tail_prefix("customer", 1, "customer") + "A"
     client.hset(tail, tail_field(1), b"x" * 16)
     client.hincrby(names.meta("customer", 1, "1"), "tails", 1)
     client.set(names.VERSION_POINTER, "2")
@@ -353,7 +353,7 @@ def test_the_next_version_is_written_unseen_and_leaves_the_tails_alone(client: r
     client.set(names.NEXT_POINTER, "2")
     following = StateWriter(client, PLAN, "w1", names.NEXT_POINTER)
     following.claim("customer", TOPIC, TOPIC_ID, [1])
-    tail = names.tail_prefix("customer", 1, "1", "customer") + "A"
+    tail = names.tail_prefix("customer", 1, "customer") + "A"
     client.hset(tail, tail_field(1), b"x" * 16)
     for version in "1", "2":
         client.hincrby(names.meta("customer", 1, version), "tails", 1)

@@ -8,6 +8,7 @@ from enum import IntEnum
 import numpy as np
 from feature_store.assemble import request_matrix
 from feature_store.online import FeatureRequest, ViewRead
+from feature_store.online_assembly import columns_of
 from model_release.policy import FallbackRules, verdict, verdicts
 from model_release.release import Release
 from numpy.typing import NDArray
@@ -85,13 +86,8 @@ class Decider:
     def request_vectors(self, requests: Sequence[FeatureRequest]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """What is known without any state: vectors float32[n, F], and which of their features count, bool[F]."""
         n, own = len(requests), len(self._plan.request_features)
-        times = np.fromiter((r.time_us for r in requests), dtype=np.int64, count=n)
-        fields = {
-            name: np.fromiter((r.fields[name] for r in requests), dtype=np.int64, count=n)
-            for name in self._plan.source.fields
-        }
         vectors = np.full((n, len(self._plan.features)), np.nan, dtype=np.float32)
-        vectors[:, :own] = request_matrix(self._plan, times, fields)
+        vectors[:, :own] = request_matrix(self._plan, *columns_of(self._plan, requests))
         usable = np.zeros(len(self._plan.features), dtype=np.bool_)
         usable[:own] = True
         return vectors, usable

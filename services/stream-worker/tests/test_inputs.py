@@ -154,7 +154,7 @@ def test_late_future_and_conflict(new_scene: NewScene) -> None:
         ]
     )
     # What a gateway appended before the verdict is forgotten too.
-    tail = names.tail_prefix(scene.plan.entities[0].name, shard_of("c1", scene.shards), "1", "customer") + "c1"
+    tail = names.tail_prefix(scene.plan.entities[0].name, shard_of("c1", scene.shards), "customer") + "c1"
     for n in (3, 4, 6):
         scene.redis.hset(tail, tail_field(id64(f"t-{n}")), b"entry")
     meta = names.meta(scene.plan.entities[0].name, shard_of("c1", scene.shards), "1")
