@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -26,18 +26,29 @@ class Terminated(SystemExit):
 @contextmanager
 def heartbeat(registry: Registry, lease: Lease, lease_s: float, lost: threading.Event) -> Iterator[None]:
     """Renews the lease in a thread; `lost` is set when another run has taken the job."""
+
+    def renew() -> bool:
+        try:
+            if not registry.renew(lease, lease_s):
+                lost.set()
+        except RedisError as error:
+            log.warning("the lease could not be renewed", run=lease.run, reason=str(error))
+        return not lost.is_set()
+
+    with meanwhile("lease", lease_s / 3, renew):
+        yield
+
+
+@contextmanager
+def meanwhile(name: str, every_s: float, work: Callable[[], bool]) -> Iterator[None]:
+    """Calls `work` every so often in a thread, until the block ends or it says that there is no more to do."""
     ended = threading.Event()
 
-    def renew() -> None:
-        while not ended.wait(lease_s / 3):
-            try:
-                if not registry.renew(lease, lease_s):
-                    lost.set()
-                    return
-            except RedisError as error:
-                log.warning("the lease could not be renewed", run=lease.run, reason=str(error))
+    def run() -> None:
+        while not ended.wait(every_s) and work():
+            pass
 
-    thread = threading.Thread(target=renew, name="lease", daemon=True)
+    thread = threading.Thread(target=run, name=name, daemon=True)
     thread.start()
     try:
         yield
