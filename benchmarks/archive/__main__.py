@@ -10,10 +10,8 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
 import tempfile
 import time
-import urllib.request
 from pathlib import Path
 
 import psutil
@@ -28,14 +26,12 @@ from rich.table import Table
 from stream_worker.archive_topics import ArchivedTopic, archived_topics
 from trine.events.v1.events_pb2 import DecisionRecord, ScoreSource, Transaction, Verdict
 from trine_cli.local.kafka_broker import KafkaBroker
-from trine_cli.local.ports import free_port
-from trine_cli.local.process import ChildProcess
 
 from benchmarks.stream.preload import START_US, preload
+from benchmarks.worker_process import WorkerProcess, cpu_s
 from models.fraud.features import PLAN, TRANSACTIONS
 
 SHARDS = 64
-TIMEOUT_S = 300.0
 DECISIONS = "trine.decisions"
 TRICKLE_PER_S = 300
 LOOP_FILE_ROWS = 20_000
@@ -95,38 +91,29 @@ def _decide(bootstrap: str, count: int) -> int:
     return count
 
 
-def _worker(root: Path, kafka: KafkaBroker, name: str, age_s: float) -> tuple[ChildProcess, int]:
-    (root / "plan.json").write_text(json.dumps(PLAN.to_json()))
-    port = free_port()
-    values = {
+def _worker(root: Path, kafka: KafkaBroker, name: str, age_s: float) -> WorkerProcess:
+    settings = {
         "ROLE": "archive",
         "WAREHOUSE": root / name,
-        "PLAN_FILE": root / "plan.json",
         "KAFKA_BOOTSTRAP": kafka.bootstrap,
-        "WORKER_ID": name,
-        "GROUP_PREFIX": name,
-        "HOST": "127.0.0.1",
-        "METRICS_PORT": port,
         "SHARDS": SHARDS,
         "ARCHIVE_ROWS": 200_000,
         # What is left at the end should not have to grow old.
         "ARCHIVE_AGE_S": age_s,
     }
-    env = {f"TRINE_WORKER_{key}": str(value) for key, value in values.items()}
-    return ChildProcess(name, [sys.executable, "-m", "stream_worker.main"], log=root / f"{name}.log", env=env), port
+    return WorkerProcess(root, name, PLAN, settings)
 
 
 def _worker_run(root: Path, kafka: KafkaBroker, run: int, rows: int) -> tuple[float, float]:
     """Events a second, and CPU microseconds an event. Fails where the reader does not give every event once."""
-    child, port = _worker(root, kafka, f"worker-{run}", age_s=3.0)
-    process = psutil.Process(child.pid)
+    worker = _worker(root, kafka, f"worker-{run}", age_s=3.0)
     try:
-        first = _wait(child, port, 1)
-        spent = _cpu_s(process)
-        last = _wait(child, port, rows)
-        cost = (_cpu_s(process) - spent) * 1e6 / (last[1] - first[1])
+        first = worker.wait("archived", 1)
+        spent = cpu_s(worker.process)
+        last = worker.wait("archived", rows)
+        cost = (cpu_s(worker.process) - spent) * 1e6 / (last[1] - first[1])
     finally:
-        child.stop()
+        worker.stop()
     warehouse = Warehouse(root / f"worker-{run}")
     found = sum(warehouse.load(t.files, columns=[t.files.id_column]).num_rows for t in _read_topics())
     if found != rows:
@@ -136,28 +123,6 @@ def _worker_run(root: Path, kafka: KafkaBroker, run: int, rows: int) -> tuple[fl
 
 def _read_topics() -> list[ArchivedTopic]:
     return [t for t in archived_topics(PLAN) if t.descriptor is not None]
-
-
-def _wait(child: ChildProcess, port: int, rows: int) -> tuple[float, float]:
-    """(moment, rows) at which so many are archived."""
-    deadline = time.monotonic() + TIMEOUT_S
-    while True:
-        found, moment = _archived(port), time.perf_counter()
-        if found >= rows:
-            return moment, found
-        if not child.alive or time.monotonic() > deadline:
-            raise RuntimeError(f"{found:,.0f} of {rows:,} rows are archived; see {child.log.read_text()[-2000:]}")
-        time.sleep(0.05)
-
-
-def _archived(port: int) -> float:
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as reply:
-            lines = reply.read().decode().splitlines()
-    except OSError:
-        return 0.0
-    mark = "trine_worker_events_total{"
-    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(mark) and '"archived"' in line)
 
 
 def _loop_run(bootstrap: str, root: Path, run: int, events: int) -> float:
@@ -191,24 +156,18 @@ def _loop_run(bootstrap: str, root: Path, run: int, events: int) -> float:
 
 def _trickle(root: Path, kafka: KafkaBroker) -> float:
     """Share of a core that a worker takes while 2 * TRICKLE_PER_S records come in each second."""
-    child, port = _worker(root, kafka, "worker-0", age_s=10.0)
-    process = psutil.Process(child.pid)
+    worker = _worker(root, kafka, "worker-0", age_s=10.0)
     try:
         # Its start, and what came since it last ran, are not part of it.
         _decide(kafka.bootstrap, TRICKLE_PER_S)
-        _wait(child, port, 1)
-        spent, began = _cpu_s(process), time.monotonic()
+        worker.wait("archived", 1)
+        spent, began = cpu_s(worker.process), time.monotonic()
         for _ in range(30):
             _decide(kafka.bootstrap, 2 * TRICKLE_PER_S)
             time.sleep(1.0)
-        return (_cpu_s(process) - spent) / (time.monotonic() - began)
+        return (cpu_s(worker.process) - spent) / (time.monotonic() - began)
     finally:
-        child.stop()
-
-
-def _cpu_s(process: psutil.Process) -> float:
-    times = process.cpu_times()
-    return float(times.user + times.system)
+        worker.stop()
 
 
 def _print(console: Console, worker: list[float], costs: list[float], loop: list[float], trickle: float) -> None:

@@ -9,10 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
 import tempfile
-import time
-import urllib.request
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,17 +18,15 @@ from feature_store.definitions import FeaturePlan
 from rich.console import Console
 from rich.table import Table
 from trine_cli.local.kafka_broker import KafkaBroker
-from trine_cli.local.ports import free_port
-from trine_cli.local.process import ChildProcess
 from trine_cli.local.redis_server import RedisServer
 from trine_cli.local.topics import create_topics
 
 from benchmarks.stream import event_loop
 from benchmarks.stream.preload import preload
+from benchmarks.worker_process import WorkerProcess, cpu_s
 from models.fraud.features import PLAN
 
 SHARDS = 64
-TIMEOUT_S = 300.0
 
 
 def main() -> None:
@@ -66,34 +61,21 @@ def _worker_run(
     create_topics(kafka.bootstrap, SHARDS, names=(topic,))
     with store.connect() as client:
         client.flushall()
-    (root / "plan.json").write_text(json.dumps(plan.to_json()))
-    port = free_port()
-    values = {
-        "PLAN_FILE": root / "plan.json",
-        "KAFKA_BOOTSTRAP": kafka.bootstrap,
-        "REDIS_URL": store.url,
-        "WORKER_ID": f"bench-{run}",
-        "GROUP_PREFIX": f"bench-{run}",
-        "HOST": "127.0.0.1",
-        "METRICS_PORT": port,
-        "SHARDS": SHARDS,
+    settings = {"KAFKA_BOOTSTRAP": kafka.bootstrap, "REDIS_URL": store.url, "SHARDS": SHARDS}
+    worker = WorkerProcess(root, f"bench-{run}", plan, settings)
+    processes = {
+        "worker": worker.process,
+        "redis": psutil.Process(store.pid or 0),
+        "kafka": psutil.Process(kafka.pid or 0),
     }
-    child = ChildProcess(
-        "worker",
-        [sys.executable, "-m", "stream_worker.main"],
-        log=root / f"worker-{run}.log",
-        env={f"TRINE_WORKER_{name}": str(value) for name, value in values.items()},
-    )
-    pids = {"worker": child.pid, "redis": store.pid or 0, "kafka": kafka.pid or 0}
-    processes = {name: psutil.Process(pid) for name, pid in pids.items()}
     try:
-        first = _wait(child, port, 1)
-        spent = {name: _cpu_s(p) for name, p in processes.items()}
-        last = _wait(child, port, 2 * events + reports)
-        costs = {name: (_cpu_s(p) - spent[name]) * 1e6 / (events - first[1] / 2) for name, p in processes.items()}
+        first = worker.wait("absorbed", 1)
+        spent = {name: cpu_s(p) for name, p in processes.items()}
+        last = worker.wait("absorbed", 2 * events + reports)
+        costs = {name: (cpu_s(p) - spent[name]) * 1e6 / (events - first[1] / 2) for name, p in processes.items()}
         rate = (2 * events + reports - first[1]) / 2 / (last[0] - first[0])
     finally:
-        child.stop()
+        worker.stop()
     return rate, costs
 
 
@@ -105,39 +87,10 @@ def _plan(run: int) -> FeaturePlan:
     return FeaturePlan(PLAN.model, PLAN.source, PLAN.request_features, views, PLAN.max_step)
 
 
-def _wait(child: ChildProcess, port: int, rows: int) -> tuple[float, float]:
-    """(moment, rows) at which the worker has absorbed `rows` rows of both views."""
-    deadline = time.monotonic() + TIMEOUT_S
-    while True:
-        found, moment = _absorbed(port), time.perf_counter()
-        if found >= rows:
-            return moment, found
-        if not child.alive or time.monotonic() > deadline:
-            raise RuntimeError(
-                f"the worker absorbed {found:,.0f} of {rows:,} rows; see {child.log.read_text()[-2000:]}"
-            )
-        time.sleep(0.1)
-
-
-def _absorbed(port: int) -> float:
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as reply:
-            lines = reply.read().decode().splitlines()
-    except OSError:
-        return 0.0
-    mark = "trine_worker_events_total{"
-    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(mark) and '"absorbed"' in line)
-
-
 def _loop_run(kafka: KafkaBroker, store: RedisServer, run: int, events: int) -> float:
     with store.connect() as client:
         client.flushall()
     return event_loop.events_per_second(kafka.bootstrap, store.url, f"loop-{run}", events)
-
-
-def _cpu_s(process: psutil.Process) -> float:
-    times = process.cpu_times()
-    return float(times.user + times.system)
 
 
 def _print(console: Console, worker: list[float], costs: list[dict[str, float]], loop: list[float]) -> None:
