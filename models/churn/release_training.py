@@ -18,20 +18,19 @@ from model_release.exact_network import ExactNetwork
 from model_release.writer import Draft, write_release
 from numpy.typing import NDArray
 
-import models.torchserve
 from models.churn.baseline import RecencyFrequency
 from models.churn.card import model_card
 from models.churn.features import HORIZON_DAYS, PLAN, QUOTIENTS
 from models.churn.history import Activity, Snapshot, history_days, stacked
 from models.tabular.calibration import Calibration, fit_calibration
 from models.tabular.errors import TooLittleData
+from models.tabular.golden import golden_rows
 from models.tabular.network import Shape, exact, logits
 from models.tabular.ranking import auc_roc, average_precision
 from models.tabular.training import Recipe, fit
+from models.torchserve import HANDLER
 
-HANDLER = Path(models.torchserve.__path__[0]) / "handler.py"
 STEP_DAYS = 7
-GOLDEN_ROWS = 512
 THRESHOLDS = Thresholds(review=0.5, deny=0.9)
 THRESHOLD_BASIS = "fixed: more likely gone than not, and nearly certainly gone"
 MODEL, BASELINE = "network", "recency and frequency"
@@ -86,16 +85,15 @@ def train_release(
     if not 0 < validation.gone.sum() < len(validation.gone):
         raise TooLittleData(f"churn: at {_date(last)} {validation.gone.sum()} of {len(validation.gone)} have left")
     calibration = fit_calibration(logit, validation.gone)
-    by_trial = tried.with_table(calibration.table())
-    on_validation = compare(validation, _scores(by_trial, validation.vectors), RecencyFrequency(earlier))
+    on_validation = compare(validation, calibration.probabilities(logit), RecencyFrequency(earlier))
 
     rows = stacked([activity.snapshot(day) for day in final])
     network = _fit(rows, choices.recipe, advance)
-    network = network.with_table(calibration.table())
     test = None
     if activity.last_day >= cutoff_day + HORIZON_DAYS - 1:
         asked = activity.snapshot(cutoff_day)
-        test = compare(asked, _scores(network, asked.vectors), RecencyFrequency(rows))
+        scores = calibration.probabilities(logits(network, asked.vectors))
+        test = compare(asked, scores, RecencyFrequency(rows))
     training = {
         "cutoff": _date(cutoff_day),
         "cutoffs": [_date(day) for day in final],
@@ -108,8 +106,8 @@ def train_release(
     base = float(np.float32(rows.gone.mean()))
     draft = Draft(
         plan=PLAN,
-        network=network,
-        golden_inputs=_golden(rows, choices.recipe.seed),
+        network=network.with_table(calibration.table()),
+        golden_inputs=golden_rows(rows.vectors, rows.gone, choices.recipe.seed),
         model_card=model_card(training, on_validation, test, THRESHOLDS, THRESHOLD_BASIS),
         thresholds=THRESHOLDS,
         threshold_basis=THRESHOLD_BASIS,
@@ -162,23 +160,6 @@ def _fit(rows: Snapshot, recipe: Recipe, advance: Callable[[float], None]) -> Ex
     except TooLittleData as error:
         raise TooLittleData(f"{error}; positive are customers who left (trine data generate --churn-rate)") from error
     return exact(fitted.encoding, fitted.ensemble, Calibration(1.0, 0.0).table())
-
-
-def _scores(network: ExactNetwork, rows: NDArray[np.float32]) -> NDArray[np.float32]:
-    import torch
-
-    with torch.inference_mode():
-        return np.asarray(network(torch.from_numpy(rows)).numpy(), dtype=np.float32)
-
-
-def _golden(rows: Snapshot, seed: int) -> NDArray[np.float32]:
-    """GOLDEN_ROWS rows of both kinds, and values at and beyond the ends of every feature."""
-    rng = np.random.default_rng(seed)
-    values = rows.vectors
-    ends = np.stack([values.min(axis=0), values.max(axis=0), np.full(values.shape[1], 1e9), np.zeros(values.shape[1])])
-    gone = rng.choice(np.flatnonzero(rows.gone), 128)
-    others = rng.choice(np.flatnonzero(~rows.gone), GOLDEN_ROWS - len(gone) - len(ends))
-    return np.concatenate([ends.astype(np.float32), values[gone], values[others]])
 
 
 def _date(day: int) -> str:

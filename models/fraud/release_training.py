@@ -22,7 +22,6 @@ from model_release.exact_network import ExactNetwork
 from model_release.writer import Draft, write_release
 from numpy.typing import NDArray
 
-import models.torchserve
 from models.fraud.card import model_card
 from models.fraud.card_risk import WINDOW_DAYS
 from models.fraud.errors import TooLittleData
@@ -35,11 +34,10 @@ from models.fraud.rules import Sample, measure_rules
 from models.fraud.sources import TRANSACTION_FILES
 from models.fraud.thresholds import choose_thresholds
 from models.tabular.calibration import Calibration, fit_calibration
-from models.tabular.network import LOGIT_STEP, TABLE_SIZE, exact, logits
+from models.tabular.golden import golden_rows
+from models.tabular.network import exact, logits
 from models.tabular.training import Recipe, fit
-
-GOLDEN_ROWS = 512
-HANDLER = Path(models.torchserve.__path__[0]) / "handler.py"
+from models.torchserve import HANDLER
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +99,7 @@ def train_release(
     if not known[held_out].any():
         raise TooLittleData(f"validation days from {day_date(earlier.test_start)}: no fraud reported until training")
     calibration = fit_calibration(trial.logit, known[held_out])
-    scores = probabilities(calibration, trial.logit)
+    scores = calibration.probabilities(trial.logit)
     thresholds, basis = choose_thresholds(
         history.day[held_out],
         history.card[held_out],
@@ -117,7 +115,7 @@ def train_release(
     final = fit_fold(history, fold, judged, choices.recipe, advance)
     test = None
     if tested:
-        test = evaluate(history, judged, probabilities(calibration, final.logit), history.fraud, thresholds)
+        test = evaluate(history, judged, calibration.probabilities(final.logit), history.fraud, thresholds)
     before = train_rows(history, earlier)
     # All of them: rules answer for customers known to be compromised too.
     after = np.flatnonzero((history.day >= earlier.test_start) & (history.day < earlier.test_end))
@@ -186,24 +184,9 @@ def fit_fold(
     return Fit(network, judged, logits(network, history.vectors[judged]))
 
 
-def probabilities(calibration: Calibration, logit: NDArray[np.float64]) -> NDArray[np.float32]:
-    """float32 [n]: what the released module gives for these logits, to the bit."""
-    return calibration.table()[np.rint(logit / LOGIT_STEP).astype(np.int64) + TABLE_SIZE // 2]
-
-
 def scores_of(network: ExactNetwork, calibration: Calibration, history: LabelledHistory) -> NDArray[np.float32]:
     """float32 [n]: every transaction of the history, scored as the release with this calibration would."""
-    return probabilities(calibration, logits(network, history.vectors))
-
-
-def golden_rows(rows: NDArray[np.float32], fraud: NDArray[np.bool_], seed: int) -> NDArray[np.float32]:
-    """GOLDEN_ROWS rows, float32 [n, F]: frauds, others, and values at and beyond the ends of every feature."""
-    rng = np.random.default_rng(seed)
-    width = rows.shape[1]
-    ends = np.stack([np.zeros(width), rows.min(axis=0), rows.max(axis=0), np.full(width, 1e9), np.full(width, -1.0)])
-    frauds = rng.choice(np.flatnonzero(fraud), 128)
-    others = rng.choice(np.flatnonzero(~fraud), GOLDEN_ROWS - len(frauds) - len(ends))
-    return np.concatenate([ends.astype(np.float32), rows[frauds], rows[others]])
+    return calibration.probabilities(logits(network, history.vectors))
 
 
 def _has_days_until(dataset: Path | str, end_day: int) -> bool:

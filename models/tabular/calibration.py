@@ -22,6 +22,10 @@ class Calibration:
         """float32 [TABLE_SIZE] for the exact network."""
         return logistic_table(self.slope, self.intercept, LOGIT_STEP, TABLE_SIZE)
 
+    def probabilities(self, logit: NDArray[np.float64]) -> NDArray[np.float32]:
+        """float32 [n]: what the released module gives for these logits, to the bit."""
+        return self.table()[np.rint(logit / LOGIT_STEP).astype(np.int64) + TABLE_SIZE // 2]
+
 
 def fit_calibration(logit: NDArray[np.float64], happened: NDArray[np.bool_]) -> Calibration:
     """Maximum likelihood by Newton's method; targets drawn in by one count each, as Platt does, so that it exists.

@@ -19,7 +19,7 @@ from models.fraud.evaluation import evaluate_release, score_rows
 from models.fraud.features import PLAN, QUOTIENTS
 from models.fraud.history import LabelledHistory, day_number, load_history
 from models.fraud.protocol import Fold, test_rows, train_rows
-from models.fraud.release_training import Trained, fit_fold, probabilities, train_release
+from models.fraud.release_training import Trained, fit_fold, train_release
 from models.fraud.testing import CHOICES, FOLD, QUICK
 from models.tabular.calibration import Calibration
 from models.tabular.encoding import encode
@@ -98,7 +98,7 @@ def test_release_scores_what_training_measured(dataset: Path, history: LabelledH
     assert isinstance(slope, float)
     assert isinstance(intercept, float)
     calibration = Calibration(slope, intercept)
-    assert (scores.view(np.int32) == probabilities(calibration, final.logit).view(np.int32)).all()
+    assert (scores.view(np.int32) == calibration.probabilities(final.logit).view(np.int32)).all()
     again = evaluate_release(release, dataset, FOLD.test_start, FOLD.test_end)
     assert trained.test is not None
     assert again == trained.test
