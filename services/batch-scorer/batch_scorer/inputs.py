@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
-from feature_store.source_files import DAY_US
+from feature_store.spark import read_tasks, task_ranges
+from feature_store.spark_groups import Range, batches_of, chosen
 from feature_store.warehouse import Warehouse, WarehouseFile
 
 from batch_scorer.errors import JobError
@@ -15,9 +16,6 @@ from batch_scorer.job import BatchJob, Need, OpenRelease
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
-
-#: Rows that one task reads, roughly; a day is never split.
-_TASK_ROWS = 250_000
 
 
 @dataclass(frozen=True)
@@ -50,18 +48,12 @@ def planned_files(warehouse: Warehouse, need: Need, cutoff_us: int) -> list[Ware
 
 def read_events(spark: SparkSession, warehouse: Warehouse, need: Need, cutoff_us: int) -> DataFrame:
     """The need's columns of its events before the cut-off, and not before its `back`."""
-    from pyspark.sql.pandas.types import from_arrow_schema
-
-    spark_schema = from_arrow_schema(need.schema)
     files, from_us = planned_files(warehouse, need, cutoff_us), need.from_us(cutoff_us)
     if files and warehouse.store.local and not any(file.archived for file in files):
         # Each file is a day as it is, each event in it once: what Spark reads without Python.
         return _native(spark, [warehouse.store.uri_of(file.path) for file in files], need, cutoff_us)
     ranges = task_ranges(files, from_us, cutoff_us)
-    if not ranges:
-        return spark.createDataFrame([], spark_schema)
-    tasks = spark.range(0, len(ranges), 1, len(ranges))
-    return tasks.mapInArrow(EventReader(warehouse.uri, need, tuple(ranges)), spark_schema)
+    return read_tasks(spark, EventReader(warehouse.uri, need, ranges))
 
 
 def _native(spark: SparkSession, paths: list[str], need: Need, cutoff_us: int) -> DataFrame:
@@ -77,36 +69,24 @@ def _native(spark: SparkSession, paths: list[str], need: Need, cutoff_us: int) -
     return rows.select(*need.schema.names)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class EventReader:
-    """Reads ranges of time in an executor; the rows it is given are indices into `ranges`."""
+    """Numbers of tasks → the need's columns of the events in their `ranges`."""
 
     uri: str
     need: Need
-    ranges: tuple[tuple[int, int], ...]
+    ranges: tuple[Range, ...]
 
-    def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        schema = self.need.schema
+    @property
+    def tasks(self) -> int:
+        return len(self.ranges)
+
+    @property
+    def schema(self) -> pa.Schema:
+        return self.need.schema
+
+    def __call__(self, tasks: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         warehouse = Warehouse(self.uri)
-        for batch in batches:
-            for index in batch.column(0).to_pylist():
-                from_us, to_us = self.ranges[index]
-                table = warehouse.load(self.need.files, from_us, to_us, schema.names)
-                yield from table.cast(schema).to_batches(max_chunksize=1 << 16)
-
-
-def task_ranges(files: list[WarehouseFile], from_us: int | None, to_us: int) -> list[tuple[int, int]]:
-    """Ranges of time, (from, to) apart and in order, of whole days with some rows each; cut to from_us, to_us."""
-    ranges: list[tuple[int, int]] = []
-    rows = _TASK_ROWS
-    last_day = -1
-    for file in files:
-        if file.day_us != last_day:
-            if rows >= _TASK_ROWS:
-                start = file.day_us if from_us is None else max(file.day_us, from_us)
-                ranges.append((start, to_us))
-                rows = 0
-            last_day = file.day_us
-        ranges[-1] = (ranges[-1][0], min(file.day_us + DAY_US, to_us))
-        rows += file.rows
-    return ranges
+        for from_us, to_us in chosen(self.ranges, tasks):
+            table = warehouse.load(self.need.files, from_us, to_us, self.schema.names)
+            yield from batches_of(table.cast(self.schema))

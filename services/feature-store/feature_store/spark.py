@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from feature_store.definitions import DefinitionError, FeaturePlan, FeatureView
 from feature_store.kernel import Int64s
-from feature_store.source_files import SourceFiles, event_files, label_files
+from feature_store.source_files import event_files, label_files
 from feature_store.spark_groups import (
     KEY,
     KNOWN_AT,
@@ -25,6 +25,7 @@ from feature_store.spark_groups import (
     VALUE,
     EventReader,
     LabelReader,
+    Range,
     RowColumns,
     TaskReader,
     ViewOfGroup,
@@ -32,7 +33,7 @@ from feature_store.spark_groups import (
 )
 from feature_store.spark_session import spark_session
 from feature_store.time_slices import Slicing, slicing_of
-from feature_store.warehouse import Warehouse
+from feature_store.warehouse import Warehouse, WarehouseFile
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame, SparkSession
@@ -135,13 +136,14 @@ def points_between(
 ) -> tuple[DataFrame, Int64s, Int64s]:
     """The view's events from begin_us to before end_us and the labels on them known before a time; and the days that
     have events, with how many. Columns as `spark_groups.point_columns` says."""
-    days, counts = _rows_by_day(warehouse, event_files(plan), begin_us, end_us)
-    events = read_tasks(spark, EventReader(warehouse.uri, plan, view, _tasks(days, counts, begin_us, end_us)))
+    files = warehouse.files(event_files(plan), begin_us, end_us)
+    days, counts = _rows_by_day(files)
+    events = read_tasks(spark, EventReader(warehouse.uri, plan, view, task_ranges(files, begin_us, end_us)))
     if view.label is None:
         return events, days, counts
-    known, reports = _rows_by_day(warehouse, label_files(view.label), None, known_before_us)
-    labels = read_tasks(spark, LabelReader(warehouse.uri, view, _tasks(known, reports, None, known_before_us)))
-    return with_labels(view, events, labels, int(reports.sum())), days, counts
+    told = warehouse.files(label_files(view.label), None, known_before_us)
+    labels = read_tasks(spark, LabelReader(warehouse.uri, view, task_ranges(told, None, known_before_us)))
+    return with_labels(view, events, labels, sum(file.rows for file in told)), days, counts
 
 
 def with_labels(view: FeatureView, events: DataFrame, labels: DataFrame, count: int) -> DataFrame:
@@ -153,10 +155,10 @@ def with_labels(view: FeatureView, events: DataFrame, labels: DataFrame, count: 
     return events.select(*columns).unionByName(on_events.select(*columns))
 
 
-def _rows_by_day(warehouse: Warehouse, source: SourceFiles, begin_us: int | None, end_us: int) -> tuple[Int64s, Int64s]:
-    """Days (first microsecond) that have files, and how many rows those hold. Checks all schemas."""
+def _rows_by_day(files: Sequence[WarehouseFile]) -> tuple[Int64s, Int64s]:
+    """Days (first microsecond) that have files, and how many rows those hold."""
     found: dict[int, int] = {}
-    for file in warehouse.files(source, begin_us, end_us):
+    for file in files:
         found[file.day_us] = found.get(file.day_us, 0) + file.rows
     return np.array(list(found), dtype=np.int64), np.array(list(found.values()), dtype=np.int64)
 
@@ -166,8 +168,9 @@ def read_tasks(spark: SparkSession, reader: TaskReader) -> DataFrame:
     return spark.range(0, reader.tasks, 1, max(1, reader.tasks)).mapInArrow(reader, struct_of([], reader.schema))
 
 
-def _tasks(days: Int64s, rows: Int64s, begin_us: int | None, end_us: int) -> tuple[tuple[int, int], ...]:
+def task_ranges(files: Sequence[WarehouseFile], begin_us: int | None, end_us: int) -> tuple[Range, ...]:
     """What each task reads, from a time to before a time: days together of about `TASK_ROWS` rows."""
+    days, rows = _rows_by_day(files)
     if len(days) == 0:
         return ()
     share = np.cumsum(rows) // TASK_ROWS

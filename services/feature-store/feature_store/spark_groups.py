@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +24,7 @@ from feature_store.warehouse import Warehouse
 KEY, TIME, ID, KNOWN_AT, VALUE = "_key", "_time_us", "_id", "_known_at_us", "_value"
 TEXT_ID = "_text_id"
 _BATCH = 1 << 16
+T = TypeVar("T")
 
 Range = tuple[int, int]
 """From a time to before a time, microseconds."""
@@ -69,7 +70,7 @@ class EventReader:
         source, files = self.plan.source, event_files(self.plan)
         fields = [self.view.entity.key, source.id, files.time_column, *self.view.columns]
         warehouse = Warehouse(self.uri)
-        for begin_us, end_us in _chosen(self.ranges, tasks):
+        for begin_us, end_us in chosen(self.ranges, tasks):
             events = warehouse.load(files, begin_us, end_us, columns=list(dict.fromkeys(fields)))
             missing = pa.nulls(events.num_rows, pa.int64())
             columns = {
@@ -105,7 +106,7 @@ class LabelReader:
         assert self.view.label is not None
         files = label_files(self.view.label)
         warehouse = Warehouse(self.uri)
-        for begin_us, end_us in _chosen(self.ranges, tasks):
+        for begin_us, end_us in chosen(self.ranges, tasks):
             labels = warehouse.load(
                 files, begin_us, end_us, columns=[files.id_column, files.time_column, self.view.label.value]
             )
@@ -229,9 +230,10 @@ def points_of(view: FeatureView, given: pa.Table) -> tuple[pa.Array, Points]:
     return encoded.dictionary, Points(code[rows], time_us[rows], id_[rows], columns, labels)
 
 
-def _chosen(ranges: Sequence[Range], tasks: Iterable[pa.RecordBatch]) -> Iterator[Range]:
+def chosen(of_tasks: Sequence[T], tasks: Iterable[pa.RecordBatch]) -> Iterator[T]:
+    """What belongs to the tasks whose numbers are in the batches."""
     for batch in tasks:
-        yield from (ranges[i] for i in batch.column(0).to_pylist())
+        yield from (of_tasks[i] for i in batch.column(0).to_pylist())
 
 
 def _batches(columns: Mapping[str, pa.Array | pa.ChunkedArray | Int64s], schema: pa.Schema) -> Iterator[pa.RecordBatch]:

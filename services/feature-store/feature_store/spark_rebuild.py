@@ -17,7 +17,7 @@ from feature_store.definitions import FeaturePlan, FeatureView
 from feature_store.log_positions import ArchivedLogs
 from feature_store.rebuild import Advance, States
 from feature_store.spark import GROUP_ROWS, TASK_ROWS, points_between, read_tasks, struct_of, with_labels
-from feature_store.spark_groups import KEY, KNOWN_AT, TEXT_ID, VALUE, batches_of, point_columns, points_of
+from feature_store.spark_groups import KEY, KNOWN_AT, TEXT_ID, VALUE, batches_of, chosen, point_columns, points_of
 from feature_store.state_build import Written, write_states
 from feature_store.warehouse import Warehouse, WarehouseFile
 from feature_store.warehouse_rows import PARTITION
@@ -140,10 +140,9 @@ class _ArchiveReader:
 
     def __call__(self, tasks: Iterable[pa.RecordBatch], /) -> Iterator[pa.RecordBatch]:
         warehouse = Warehouse(self.uri)
-        for batch in tasks:
-            for i in batch.column(0).to_pylist():
-                for file in self.files[i]:
-                    yield from batches_of(self.source.rows(warehouse, file))
+        for files in chosen(self.files, tasks):
+            for file in files:
+                yield from batches_of(self.source.rows(warehouse, file))
 
 
 def _together(files: Sequence[WarehouseFile]) -> tuple[tuple[WarehouseFile, ...], ...]:
