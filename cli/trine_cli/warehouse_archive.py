@@ -6,7 +6,7 @@ Of a topic that was made anew the life that was written to last is read.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -111,7 +111,7 @@ def _whole(archived: ArchivedTopic) -> SourceFiles:
     """With the places of rows in their log."""
     own = archived.files
     optional = (*own.optional, RECORDED_AT.name)
-    return SourceFiles(own.folder, own.id_column, own.time_column, archived_schema(archived), False, optional=optional)
+    return replace(own, schema=archived_schema(archived), optional=optional)
 
 
 def _message_at(table: pa.Table, descriptor: Descriptor) -> Callable[[int], Message]:

@@ -34,7 +34,8 @@ class SourceFiles:
     `time_column` orders the rows and names the day of a file; `id_column` is the event's id. `required`: without files
     it is no warehouse of the caller's. `unique_id`: an id is one event, and the first row of it counts; otherwise
     (reports that correct each other) only rows equal in all these columns are repeats. `optional`: columns in which
-    values may be missing.
+    values may be missing. `evolves`: the columns are a message's; files written before it gained a field lack that
+    column, or that field of a struct, and read as if no value had been set (null).
     """
 
     folder: str
@@ -44,6 +45,7 @@ class SourceFiles:
     required: bool
     unique_id: bool = True
     optional: tuple[str, ...] = ()
+    evolves: bool = False
 
 
 def event_files(plan: FeaturePlan) -> SourceFiles:

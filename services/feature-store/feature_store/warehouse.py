@@ -133,6 +133,9 @@ class Warehouse:
         try:
             with self.store.open(file.path) as opened, pq.ParquetFile(opened) as parquet:
                 table = parquet.read(columns=list(own)).replace_schema_metadata(None)
+                if source.evolves:
+                    now = {field.name: field for field in (*source.schema, *rows.PLACE_FIELDS)}
+                    table = rows.as_now(table, pa.schema([now[name] for name in own]))
         except FileNotFoundError:
             raise
         except (OSError, pa.ArrowException) as error:
@@ -212,7 +215,7 @@ class Warehouse:
             )
             shown = self.store.shown(stored.path)
             if stored.path.count("/") == 1:
-                rows.check_schema(shown, metadata.schema.to_arrow_schema(), source.schema)
+                rows.check_schema(shown, metadata.schema.to_arrow_schema(), source.schema, source)
                 own.append(file)
                 continue
             name = names.parsed(stored.name.removesuffix(names.SUFFIX))
@@ -223,7 +226,7 @@ class Warehouse:
                     " or a shared file whose footer does not list its ranges"
                 )
             schema = pa.schema([*source.schema, *rows.PLACE_FIELDS])
-            rows.check_schema(shown, metadata.schema.to_arrow_schema(), schema)
+            rows.check_schema(shown, metadata.schema.to_arrow_schema(), schema, source)
             archived.append(replace(file, log=name.log, coverage=coverage))
         by_day: dict[int, dict[str, tuple[str, Coverage]]] = {}
         for file in archived:

@@ -181,13 +181,13 @@ def _filler(descriptor: Descriptor) -> Callable[[Json], Json]:
     def fill(row: Json) -> Json:
         out = {field: row[column] for column, field in plain}
         for name, many, known in enums:
-            texts = row[name] if many else [row[name]]
+            texts = (row[name] or []) if many else [row[name]]
             numbers = [known[t].number if t in known else t and int(t) for t in texts]
             out[name] = numbers if many else numbers[0]
         for name, many, filled in inner:
             value = row[name]
             if many:
-                out[name] = [filled(v) for v in value]
+                out[name] = [filled(v) for v in value or ()]
             else:
                 out[name] = None if value is None else filled(value)
         return out

@@ -34,21 +34,45 @@ def needed_columns(source: SourceFiles, columns: Sequence[str] | None, whole: bo
     return list(dict.fromkeys([*wanted, *own, *PLACES]))
 
 
-def check_schema(file: str, found: pa.Schema, right: pa.Schema) -> None:
+def check_schema(file: str, found: pa.Schema, right: pa.Schema, source: SourceFiles) -> None:
     """Raises DatasetError that names the file and the column that is missing or of another type."""
+    needed = {source.id_column, source.time_column, *PLACES} if source.evolves else set(right.names)
     for field in right:
         if found.get_field_index(field.name) < 0:
+            if field.name not in needed:
+                continue
             raise DatasetError(
                 f"{file}: column {field.name} ({field.type}) is missing; the columns are {_listed(found.names)}"
             )
-        if (type_found := found.field(field.name).type) != field.type:
+        type_found = found.field(field.name).type
+        if type_found != field.type and not (source.evolves and _an_earlier(type_found, field.type)):
             raise DatasetError(f"{file}: column {field.name} is {type_found}, must be {field.type}")
+
+
+def as_now(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Columns of `schema`, some of which the table lacks in whole or in part: nulls there."""
+    for field in schema:
+        if table.schema.get_field_index(field.name) < 0:
+            table = table.append_column(field, pa.nulls(table.num_rows, field.type))
+    return table.select(schema.names).cast(schema)
+
+
+def _an_earlier(found: pa.DataType, now: pa.DataType) -> bool:
+    """Whether `now` is `found` with fields of structs added, if any."""
+    if pa.types.is_list(found) and pa.types.is_list(now):
+        return _an_earlier(found.value_type, now.value_type)
+    if not (pa.types.is_struct(found) and pa.types.is_struct(now)):
+        return bool(found == now)
+    later = {field.name: field.type for field in now}
+    return all(field.name in later and _an_earlier(field.type, later[field.name]) for field in found)
 
 
 def check(file: str, table: pa.Table, source: SourceFiles, day_us: int, sorted_by_time: bool) -> None:
     """No missing values, times inside the day. Raises DatasetError that names file and column."""
+    always = (source.id_column, source.time_column, *PLACES)
     for field in table.schema:
-        nulls = 0 if field.name in source.optional else table.column(field.name).null_count
+        may_miss = field.name in source.optional or (source.evolves and field.name not in always)
+        nulls = 0 if may_miss else table.column(field.name).null_count
         if nulls:
             raise DatasetError(f"{file}: column {field.name} has {nulls} missing values; every row needs one")
     times = times_us(table, source.time_column)

@@ -171,7 +171,6 @@ def _by_log(files: Sequence[WarehouseFile]) -> list[list[WarehouseFile]]:
 
 def _whole(archived: ArchivedTopic) -> SourceFiles:
     """With the columns that say where a row lay in the log."""
-    own = archived.files
-    schema = archived_schema(archived)
+    own, schema = archived.files, archived_schema(archived)
     extra = schema.names[-1]
-    return SourceFiles(own.folder, own.id_column, own.time_column, schema, False, own.unique_id, (*own.optional, extra))
+    return replace(own, schema=schema, optional=(*own.optional, extra))

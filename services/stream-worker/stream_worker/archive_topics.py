@@ -133,7 +133,7 @@ def _files(folder: str, descriptor: Descriptor, id_: str, time: str, repeats_id:
         raise PlanUnsupported(str(error)) from error
     optional = tuple(c for c in optional_columns(descriptor) if c not in (id_, column_name_of(descriptor, time)))
     time_column = column_name_of(descriptor, time)
-    return SourceFiles(folder, id_, time_column, schema, required=False, unique_id=not repeats_id, optional=optional)
+    return SourceFiles(folder, id_, time_column, schema, False, not repeats_id, optional, evolves=True)
 
 
 def column_name_of(descriptor: Descriptor, field: str) -> str:

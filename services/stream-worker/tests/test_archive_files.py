@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -228,6 +229,40 @@ def test_compaction_leaves_a_file_a_day_and_the_same_rows(tmp_path: Path) -> Non
         compaction.pass_over(TRANSACTIONS)
     assert made.files() == 3
     made.check()
+
+
+def test_files_of_an_earlier_contract_are_read_and_merged(tmp_path: Path) -> None:
+    """A field that a message or a message inside it gained since was not set then."""
+    records = [
+        DecisionRecord(
+            decision_id=f"d{n}", decided_at_us=START_US + n, release="r", rules=["far"],
+            latency=StageLatency(queue_us=1),
+            inputs=[ViewInput(view="v", key="k", offset=n, tail_ids=[1], lost=True)],
+        )
+        for n in range(6)
+    ]  # fmt: skip
+    table, _ = rows_of(taken([r.SerializeToString() for r in records], "t"), DECIDED, PARTITIONS)
+    warehouse = Warehouse(tmp_path)
+    for file in chunk_files(DECIDED.files, LOG, [table.slice(0, 3)], {0: (0, 2)}):
+        rows = file.table.drop_columns(["release", "rules", "latency"]).to_pylist()
+        for row in rows:
+            row["inputs"] = [{name: i[name] for name in ("view", "key", "offset", "known")} for i in row["inputs"]]
+        fields = {f.name: f.type for f in file.table.schema if f.name in rows[0]}
+        less = [("view", pa.string()), ("key", pa.string()), ("offset", pa.int64()), ("known", pa.bool_())]
+        fields["inputs"] = pa.list_(pa.struct(less))
+        earlier = pa.Table.from_pylist(rows, pa.schema(fields)).replace_schema_metadata(file.table.schema.metadata)
+        warehouse.store.write_table(file.path, earlier)
+    for file in chunk_files(DECIDED.files, LOG, [table.slice(3, 3)], {0: (3, 5)}):
+        warehouse.store.write_table(file.path, file.table)
+    for record in records[:3]:
+        for field in "release", "rules", "latency":
+            record.ClearField(field)  # type: ignore[arg-type]
+        record.inputs[0].ClearField("tail_ids")
+        record.inputs[0].ClearField("lost")
+    assert list(messages_of(warehouse.load(DECIDED.files), DecisionRecord.DESCRIPTOR)) == records
+    Compaction(warehouse, [DECIDED], replace(AT_ONCE, many=2), ArchiveMetrics(Metrics("worker"))).pass_over(DECIDED)
+    assert len(warehouse.files(DECIDED.files)) == 1
+    assert list(messages_of(warehouse.load(DECIDED.files), DecisionRecord.DESCRIPTOR)) == records
 
 
 def test_compaction_on_another_file_system(tmp_path: Path) -> None:
