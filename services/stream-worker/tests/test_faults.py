@@ -15,6 +15,7 @@ from pathlib import Path
 
 from tests.stream_scene import Load, NewScene, Scene, until
 from trine_cli.local.fixtures import PrivateKafka, PrivateRedis
+from trine_cli.local.process import ChildProcess
 from trine_cli.local.redis_server import RedisServer
 
 States = Mapping[tuple[str, str], bytes]
@@ -67,11 +68,7 @@ def test_a_zombie_is_refused(new_scene: NewScene, private_redis: PrivateRedis, l
     scene.send(load.messages[:12_000])
     zombie = scene.worker("zombie", batch_rows=SLOW)
     until(lambda: absorbed(scene) > 1_000, 30)
-    # It stops while it waits for Redis, which is between reading states and writing them, or about to write again.
-    server.pause()
-    until(lambda: unread_bytes(server.port) > 0, 20)
-    zombie.pause()
-    server.resume()
+    stop_after_reading(zombie, scene, server)
     heir = scene.worker("heir", batch_rows=SLOW)
     until(lambda: owners(scene) == {"heir"}, 30)
     moved_on = absorbed(scene)
@@ -86,6 +83,19 @@ def test_a_zombie_is_refused(new_scene: NewScene, private_redis: PrivateRedis, l
     until(lambda: owners(scene) == {"zombie"}, 20)
     assert zombie.stop() == 0
     same(scene, clean)
+
+
+def stop_after_reading(worker: ChildProcess, scene: Scene, server: RedisServer) -> None:
+    """Pauses a worker that has asked for states and not written yet: what it does first when it wakes is write."""
+    for _ in range(100):
+        server.pause()
+        until(lambda: unread_bytes(server.port) > 0, 20)
+        worker.pause()
+        server.resume()
+        if "mget" in {client["cmd"] for client in scene.redis.client_list()}:
+            return
+        worker.resume()
+    raise AssertionError("the worker was never seen reading")
 
 
 def unread_bytes(port: int) -> int:
