@@ -1,4 +1,4 @@
-"""pytest plugin: real Redis, Kafka and TorchServe for integration tests.
+"""pytest plugin: real Redis, Kafka, TorchServe and Spark for integration tests.
 
 Shared ones live as long as the pytest session; a test gets a part of them that is its own (an empty database, a fresh
 topic). Tests that stop, pause or kill a server make their own with the `private_*` factories.
@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 import redis
@@ -20,6 +20,9 @@ from trine_cli.local.kafka_broker import KafkaBroker
 from trine_cli.local.redis_server import RedisServer
 from trine_cli.local.topics import create_topics
 from trine_cli.local.torchserve import TorchServe
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
 
 _databases = itertools.count()
 
@@ -95,6 +98,17 @@ def torchserve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TorchServe]
     """The session's TorchServe, without models: a test unregisters what it registers."""
     with TorchServe(tmp_path_factory.mktemp("torchserve")) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
+    """The session of this process, which jobs that run in it use too; tasks are tried again as in production."""
+    from feature_store.spark_session import spark_session
+
+    few = {"spark.sql.shuffle.partitions": "2"}  # the data are small, a task is not for nothing
+    session = spark_session("tests", tmp_path_factory.mktemp("spark"), "local[2,4]", "1g", few)
+    yield session
+    session.stop()
 
 
 @pytest.fixture

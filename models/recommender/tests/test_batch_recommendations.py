@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pytest
 import redis
 from batch_scorer.predictions import Predictions
 from batch_scorer.runner import run_job
 from batch_scorer.settings import BatchSettings
 from feature_store.source_files import DAY_US, times_us
-from feature_store.spark_session import spark_session
 from model_release import open_release
 from pyspark.sql import SparkSession
 
@@ -26,14 +23,6 @@ from models.recommender.scoring import HISTORY, Recommender
 from models.recommender.training import Recipe
 
 CUTOFF_US = 17_622 * DAY_US + 20 * DAY_US + DAY_US // 2
-
-
-@pytest.fixture(scope="session")
-def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
-    few = {"spark.sql.shuffle.partitions": "2"}  # the data are small, a task is not for nothing
-    session = spark_session("tests", tmp_path_factory.mktemp("spark"), "local[2,4]", conf=few)
-    yield session
-    session.stop()
 
 
 def test_every_user_gets_what_the_release_says(spark: SparkSession, redis_url: str, tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +20,7 @@ from batch_scorer.block_writer import WRITTEN_COLUMNS, BlockWriter, Written
 from batch_scorer.distributions import Distribution
 from batch_scorer.errors import BatchError, InputError, JobError, StorageError
 from batch_scorer.history import Folder, Part
+from batch_scorer.hold import meanwhile
 from batch_scorer.inputs import Inputs
 from batch_scorer.job import KEY, BatchJob
 from batch_scorer.part_writer import HASH, PART_COLUMNS, GoldenCheck, PartWriter, Scorer
@@ -63,7 +63,11 @@ def session(settings: BatchSettings, job: BatchJob, folder: Path) -> Iterator[Sp
 
 def start_spark(settings: BatchSettings, job: BatchJob, folder: Path) -> SparkSession:
     """A new session."""
-    conf = {"spark.task.maxFailures": str(settings.task_tries), "spark.python.worker.faulthandler.enabled": "true"}
+    conf = {
+        "spark.task.maxFailures": str(settings.task_tries),
+        "spark.python.worker.faulthandler.enabled": "true",
+        "spark.python.daemon.module": "batch_scorer.python_daemon",
+    }
     if _LOCAL.fullmatch(settings.master):
         # Workers import jobs from where the driver does.
         conf["spark.executorEnv.PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
@@ -158,28 +162,22 @@ class SparkWork:
         """Tells how much of the Spark work inside is done: tasks that ended, of those known so far."""
         context = self._spark.sparkContext
         context.setJobGroup(stage, f"{self._job.name}: {stage}", interruptOnCancel=True)
-        ended = threading.Event()
         tracker = context.statusTracker()
 
-        def watch() -> None:
-            while not ended.wait(0.25):
-                stages = [
-                    info
-                    for job in tracker.getJobIdsForGroup(stage)
-                    if (found := tracker.getJobInfo(job)) is not None
-                    for number in found.stageIds
-                    if (info := tracker.getStageInfo(number)) is not None
-                ]
-                if total := sum(info.numTasks for info in stages):
-                    advance(sum(info.numCompletedTasks for info in stages) / total)
+        def watch() -> bool:
+            stages = [
+                info
+                for job in tracker.getJobIdsForGroup(stage)
+                if (found := tracker.getJobInfo(job)) is not None
+                for number in found.stageIds
+                if (info := tracker.getStageInfo(number)) is not None
+            ]
+            if total := sum(info.numTasks for info in stages):
+                advance(sum(info.numCompletedTasks for info in stages) / total)
+            return True
 
-        thread = threading.Thread(target=watch, name=f"watch-{stage}", daemon=True)
-        thread.start()
-        try:
+        with meanwhile(f"watch-{stage}", 0.25, watch):
             yield
-        finally:
-            ended.set()
-            thread.join(5)
 
     @contextlib.contextmanager
     def _failures(self) -> Iterator[None]:
