@@ -5,6 +5,8 @@ PY := $(VENV)/bin/python
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 # As pip and curl do: trust what this machine trusts, a company's proxy for one.
 export UV_SYSTEM_CERTS ?= 1
+# Every server that a test or the demo starts would compile all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
 PYTHON ?= $(firstword $(shell command -v python3.11 python3))
 PROTOS := $(shell find proto/trine -name '*.proto')
 # Each folder of tests by itself: every one may have its conftest.py.
