@@ -54,7 +54,8 @@ demo: setup      ## the whole path for real, ending in a report [KEEP=1: leave i
 	@$(PY) -m trine_cli.demo $(if $(filter-out 0,$(KEEP)),--keep)
 
 test: setup      ## all tests, with real Redis, Kafka and TorchServe
-	@pytest
+	@# Three files at a time, in order: most tests wait for servers.
+	@pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 bench-fraud-quality: setup  ## the fraud network against tuned XGBoost [DATA=dataset folder]
 	@uv pip install -q --python $(PY) -r benchmarks/requirements.txt
