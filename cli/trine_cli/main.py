@@ -39,7 +39,7 @@ def build(called: str | None = None) -> typer.Typer:
     """The typer app with every installed command listed and `called` imported in full."""
     app = typer.Typer(
         name="trine",
-        help="Fraud decisions in real time: from data to a running stack. "
+        help="Model predictions in real time, batch and streaming, from one definition of features. "
         "Start with **trine data generate**, then train, up, replay.",
         no_args_is_help=True,
         add_completion=False,
