@@ -19,8 +19,8 @@ from models.recommender.generator import generate
 from models.recommender.generator_parameters import GeneratorParameters
 from models.recommender.interactions import Interactions, load_interactions
 from models.recommender.metrics import RankingMetrics
+from models.recommender.recipe import Recipe
 from models.recommender.splits import SPLITS, SplitName, split
-from models.recommender.training import Recipe
 from models.recommender.tuning import TRIALS, tune
 
 # The frozen set: these parameters and this seed.

@@ -16,8 +16,8 @@ from model_release.retrieval import top_unseen
 
 from models.recommender.evaluation import TOP, training_histories
 from models.recommender.metrics import RankingMetrics, ranking_metrics
+from models.recommender.recipe import Recipe
 from models.recommender.splits import Split
-from models.recommender.training import Recipe
 
 Parameters = dict[str, float | int]
 

@@ -11,6 +11,7 @@ import pytest
 from trine_cli import errors
 from trine_cli.commands import data
 from trine_cli.main import COMMANDS, build, main
+from trine_cli.main import run as call
 from trine_cli.output import Output
 
 
@@ -80,6 +81,16 @@ def test_what_a_command_raises_becomes_an_exit_code_and_a_message(
     assert printed.out == ""
     assert printed.err.rstrip().endswith("x")
     assert ("Traceback" in printed.err) == (code == 1)
+
+
+def test_a_library_that_the_operators_image_leaves_out_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    def program() -> None:
+        raise ModuleNotFoundError("No module named 'torch'", name="torch")
+
+    with pytest.raises(SystemExit) as ended:
+        call(program)
+    assert ended.value.code == errors.UNAVAILABLE
+    assert "torch" in capsys.readouterr().err
 
 
 def test_json_keeps_stdout_to_one_line(capsys: pytest.CaptureFixture[str]) -> None:

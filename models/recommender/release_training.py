@@ -22,8 +22,9 @@ from models.recommender.evaluation import SPLIT_SEED, Figures, measure_splits, t
 from models.recommender.exact_towers import exact
 from models.recommender.histories import history_rule
 from models.recommender.interactions import load_interactions
+from models.recommender.recipe import Recipe
 from models.recommender.splits import SplitName, split
-from models.recommender.training import Recipe, fit
+from models.recommender.training import fit
 from models.recommender.tuning import tune
 
 MODEL = "recommender"

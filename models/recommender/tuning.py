@@ -8,8 +8,8 @@ from typing import Any
 
 from models.recommender.evaluation import measure_recipe
 from models.recommender.metrics import RankingMetrics
+from models.recommender.recipe import Recipe
 from models.recommender.splits import Split
-from models.recommender.training import Recipe
 
 SETTINGS: tuple[tuple[str, tuple[Any, ...]], ...] = (
     ("half_life_days", (30.0, 90.0, 180.0)),

@@ -151,8 +151,8 @@ def recommender(
     json: Json = False,
 ) -> None:
     """Train the recommender's two towers, measure them on two splits beside popularity, write the release."""
+    from models.recommender.recipe import Recipe
     from models.recommender.release_training import train_release
-    from models.recommender.training import Recipe
 
     output = Output(json)
     to_us = None if until is None else moment_us(until, "--until")

@@ -18,9 +18,9 @@ from models.recommender.batch_recommendations import DIMENSIONS, JOB, TOP
 from models.recommender.generator import generate
 from models.recommender.generator_parameters import GeneratorParameters
 from models.recommender.interactions import load_table
+from models.recommender.recipe import Recipe
 from models.recommender.release_training import train_release
 from models.recommender.scoring import HISTORY, Recommender
-from models.recommender.training import Recipe
 
 CUTOFF_US = 17_622 * DAY_US + 20 * DAY_US + DAY_US // 2
 

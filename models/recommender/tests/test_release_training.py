@@ -20,9 +20,10 @@ from models.recommender.generator import generate
 from models.recommender.generator_parameters import GeneratorParameters
 from models.recommender.interactions import interactions_of, load_interactions, load_table
 from models.recommender.metrics import ranking_metrics
+from models.recommender.recipe import Recipe
 from models.recommender.release_training import Trained, train_release
 from models.recommender.scoring import HISTORY, RecommendationScoring, Recommender
-from models.recommender.training import Recipe, fit
+from models.recommender.training import fit
 
 RECIPE = Recipe(dimensions=16, epochs=20, least_steps=150, half_life_days=40.0, by_value=True)
 START_US = 17_622 * DAY_US  # 2018-04-01
