@@ -1,20 +1,14 @@
-"""A real TorchServe without models: its store is empty, a registrar (or a test) registers what it should serve.
-
-Java is started here and not through TorchServe's launcher: the launcher keeps one pid file per machine and refuses
-a second server. Flags and settings are those that `torchserve --foreground --ncs` would pass on.
-"""
+"""A real TorchServe without models: its store is empty, a registrar (or a test) registers what it should serve."""
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import httpx
 
-from models.torchserve import CONFIG, LOG_CONFIG
+from models.torchserve.server import JAVA_OPTIONS, NotInstalled, addresses, command, environment, write_config
 from trine_cli.local.errors import MissingProgram
 from trine_cli.local.java import java_program
 from trine_cli.local.ports import HOST, free_ports
@@ -37,7 +31,7 @@ class TorchServe(LocalServer):
         grpc_port: int | None = None,
         log: Path | None = None,
         settings: Mapping[str, object] | None = None,
-        java_options: tuple[str, ...] = ("-Xms64m", "-Xmx512m", "-XX:+UseSerialGC"),
+        java_options: tuple[str, ...] = JAVA_OPTIONS,
         name: str = "torchserve",
     ) -> None:
         super().__init__(name, log or folder / "torchserve.log")
@@ -75,40 +69,21 @@ class TorchServe(LocalServer):
             folder.mkdir(parents=True, exist_ok=True)
         if self._sockets is None:
             self._sockets = tempfile.TemporaryDirectory(prefix="trine-ts-", ignore_cleanup_errors=True)
-        config = self.folder / "config.properties"
-        own = "".join(f"{name}={value}\n" for name, value in self._config(store).items())
-        # Of a setting that is there twice Java takes the last.
-        config.write_text(f"{CONFIG.read_text()}\n{own}")
-        home = _home()
-        argv = [
-            java_program(),
-            f"-Dmodel_server_home={home}",
-            f"-Dlog4j.configurationFile={LOG_CONFIG.resolve().as_uri()}",
-        ]
-        argv += [f"-Djava.io.tmpdir={self._sockets.name}", *self._java_options, "-cp", f"{home}/ts/frontend/*"]
-        argv += ["org.pytorch.serve.ModelServer", "--python", sys.executable, "-f", str(config.resolve())]
-        argv += ["-s", str(store.resolve()), "-ncs", "--disable-token-auth", "--enable-model-api"]
-        env = {
-            "LOG_LOCATION": str(logs.resolve()),
-            "METRICS_LOCATION": str(logs.resolve()),
-            "TMPDIR": self._sockets.name,
-            "OMP_NUM_THREADS": "1",
-        }
+        config, temporary = self.folder / "config.properties", Path(self._sockets.name)
+        write_config(config, self._config(store))
+        try:
+            argv = command(java_program(), config, store, temporary, self._java_options)
+        except NotInstalled as error:
+            raise MissingProgram(str(error)) from error
         ports = [self.grpc_port, self._http, self._management, self._metrics, self._grpc_management]
-        return Launch(argv, env=env, cwd=self.folder, ports=ports)
+        return Launch(argv, env=environment(logs, temporary), cwd=self.folder, ports=ports)
 
     def _config(self, store: Path) -> dict[str, object]:
-        return {
-            "inference_address": self.inference_url,
-            "management_address": self.management_url,
-            "metrics_address": f"http://{HOST}:{self._metrics}",
-            "grpc_inference_address": HOST,
-            "grpc_management_address": HOST,
-            "grpc_inference_port": self.grpc_port,
-            "grpc_management_port": self._grpc_management,
-            "model_store": store.resolve(),
-            **self._settings,
-        }
+        own = addresses(
+            host=HOST, http=self._http, grpc=self.grpc_port, loopback=HOST, management=self._management,
+            metrics=self._metrics, grpc_management=self._grpc_management, store=store,
+        )  # fmt: skip
+        return own | self._settings
 
     def _missing(self) -> str | None:
         for url in (f"{self.inference_url}/ping", f"{self.management_url}/models"):
@@ -119,11 +94,3 @@ class TorchServe(LocalServer):
             if status != httpx.codes.OK:
                 return f"{url} says {status}"
         return None
-
-
-def _home() -> Path:
-    """The folder that holds TorchServe's `ts` package; asked of the distribution, since a user may have a ts.py."""
-    try:
-        return Path(str(distribution("torchserve").locate_file("")))
-    except PackageNotFoundError:
-        raise MissingProgram("torchserve is not installed here: run `make setup`") from None
