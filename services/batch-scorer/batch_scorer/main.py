@@ -66,11 +66,14 @@ def job_in(module: str) -> BatchJob:
 
 
 def cutoff_us(text: str) -> int:
-    """Microseconds of a cut-off like 2018-08-08 or 2018-08-08T00:00:00Z; without a zone it is UTC. Raises JobError."""
+    """Microseconds of a cut-off like 2018-08-08 or 2018-08-08T00:00:00Z; without a zone it is UTC. Raises JobError.
+
+    `today`: the last midnight UTC, for schedulers.
+    """
     try:
-        moment = datetime.fromisoformat(text)
+        moment = datetime.fromisoformat(datetime.now(UTC).date().isoformat() if text == "today" else text)
     except ValueError as error:
-        raise JobError(f"cut-off {text!r}: must be a day or time, like 2018-08-08T00:00:00Z") from error
+        raise JobError(f"cut-off {text!r}: must be a day or time, like 2018-08-08T00:00:00Z, or `today`") from error
     moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
     return int(moment.replace(microsecond=0).timestamp()) * 1_000_000 + moment.microsecond
 

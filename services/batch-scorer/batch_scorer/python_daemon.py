@@ -7,11 +7,11 @@ it anew. No threads may be started here: they would not survive the fork.
 from __future__ import annotations
 
 import model_release.scoring_module  # noqa: F401
-from pyspark.daemon import manager  # type: ignore[attr-defined]
+from pyspark.daemon import manager  # type: ignore[attr-defined, unused-ignore]
 
 import batch_scorer.block_writer
 import batch_scorer.part_writer
 import batch_scorer.scoring  # noqa: F401
 
 if __name__ == "__main__":
-    manager()
+    manager()  # type: ignore[no-untyped-call, unused-ignore]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
@@ -21,7 +22,8 @@ class BatchSettings(ServiceSettings):
     #: Folder of releases, on every executor under the same path; and which of them, without a name the newest.
     releases: Path = Path("releases")
     release: str = ""
-    #: What `python -m batch_scorer.main` runs: a module with a `JOB`, and the cut-off, like 2018-08-08T00:00:00Z.
+    #: What `python -m batch_scorer.main` runs: a module with a `JOB`, and the cut-off, like 2018-08-08T00:00:00Z, or
+    #: `today` for the last midnight UTC.
     job_module: str = ""
     cutoff: str = ""
     #: A reason to publish a run that fails checks or is older than the published one; recorded.
@@ -35,6 +37,27 @@ class BatchSettings(ServiceSettings):
     part_mb: int = Field(16, ge=1, le=1_024)
     #: How often a task is tried; an executor that dies costs one try.
     task_tries: int = Field(4, ge=1, le=16)
+
+    #: With a master k8s://… (`spark_kubernetes`): the driver's namespace, pod and address, and its fixed ports.
+    kubernetes_namespace: str = ""
+    driver_pod: str = ""
+    driver_host: str = ""
+    driver_port: int = Field(7078, ge=1_024, le=65_535)
+    block_manager_port: int = Field(7079, ge=1_024, le=65_535)
+    #: Executors: how many, their image, the file of their pod template, whose container is called `executor`, and the
+    #: labels that tell those of this installation (name=value,…).
+    executors: int = Field(2, ge=1, le=1_000)
+    executor_image: str = ""
+    executor_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
+    executor_template: Path | None = None
+    executor_labels: str = ""
+    #: Tasks that an executor works on at a time; the CPU that it asks for, which may be a fraction (500m), and at most.
+    executor_tasks: int = Field(1, ge=1, le=256)
+    executor_cpu: str = "1"
+    executor_cpu_limit: str = ""
+    #: Of its JVM, and of the Python workers beside it.
+    executor_memory: str = "1g"
+    executor_memory_overhead: str = "1g"
 
     #: A driver that is killed or paused for so long loses the job to another; how long to wait for such a one.
     lease_s: float = Field(30.0, ge=0.2, le=3_600)

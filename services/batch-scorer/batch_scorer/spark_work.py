@@ -25,6 +25,7 @@ from batch_scorer.inputs import Inputs
 from batch_scorer.job import KEY, BatchJob
 from batch_scorer.part_writer import HASH, PART_COLUMNS, GoldenCheck, PartWriter, Scorer
 from batch_scorer.settings import BatchSettings
+from batch_scorer.spark_kubernetes import configuration, on_kubernetes, remove_stale_executors
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -71,6 +72,9 @@ def start_spark(settings: BatchSettings, job: BatchJob, folder: Path) -> SparkSe
     if _LOCAL.fullmatch(settings.master):
         # Workers import jobs from where the driver does.
         conf["spark.executorEnv.PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    if on_kubernetes(settings):
+        conf |= configuration(settings, job.name)
+        remove_stale_executors(settings, job.name)
     return spark_session(
         f"trine batch {job.name}", folder, tried_again(settings.master, settings.task_tries),
         settings.driver_memory, conf,
