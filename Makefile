@@ -10,10 +10,10 @@ unexport PYTHONDONTWRITEBYTECODE
 PYTHON ?= $(firstword $(shell command -v python3.11 python3))
 PROTOS := $(shell find proto/trine -name '*.proto')
 # Each folder of tests by itself: every one may have its conftest.py.
-TESTS := $(wildcard proto/tests services/*/tests models/*/tests cli/tests)
+TESTS := $(wildcard proto/tests services/*/tests models/*/tests cli/tests deploy/tests)
 PACKAGES := $(wildcard proto/pyproject.toml services/*/pyproject.toml cli/pyproject.toml)
 
-.PHONY: help setup lint demo test clean bench-fraud-quality bench-recommendations bench-stream bench-archive
+.PHONY: help setup lint demo test images kind-load k8s-demo clean bench-fraud-quality bench-recommendations bench-stream bench-archive
 
 help:            ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 24
@@ -46,7 +46,7 @@ $(VENV)/.ready: proto/gen/.ready constraints.txt pyproject.toml $(PACKAGES)
 lint: setup      ## ruff, mypy --strict, contract compatibility
 	@ruff check .
 	@ruff format --check .
-	@mypy --exclude '/tests/' services models cli benchmarks conftest.py proto/generate.py proto/compatibility.py
+	@mypy --exclude '/tests/' services models cli benchmarks deploy conftest.py proto/generate.py proto/compatibility.py
 	@for tests in $(TESTS); do echo "mypy $$tests"; mypy --no-error-summary $$tests || exit 1; done
 	@$(PY) proto/compatibility.py
 
@@ -56,6 +56,19 @@ demo: setup      ## the whole path for real, ending in a report [KEEP=1: leave i
 test: setup      ## all tests, with real Redis, Kafka and TorchServe
 	@# Three files at a time, in order: most tests wait for servers.
 	@pytest -n 3 --dist loadfile --no-loadscope-reorder
+
+# Images and clusters need docker, kind, kubectl and helm on PATH, and no virtual environment.
+TAG ?=
+CLUSTER ?= kind
+images:          ## all images [TAG=the chart's appVersion RELEASES=folder for trine/releases IMAGES=names]
+	@$(PYTHON) deploy/images.py build --tag "$(TAG)" $(if $(RELEASES),--releases $(RELEASES)) $(IMAGES)
+
+kind-load:       ## the images into a kind cluster [TAG=… CLUSTER=kind IMAGES=names]
+	@$(PYTHON) deploy/images.py kind-load --tag "$(TAG)" --cluster $(CLUSTER) $(IMAGES)
+
+k8s-demo: setup  ## Trine on the cluster at hand, ending with open ports [RELEASES=folder KEEP=0: end; REMOVE=1: take away]
+	@$(PY) -m deploy.k8s_demo --tag "$(TAG)" $(if $(RELEASES),--releases $(RELEASES)) \
+		$(if $(filter 0,$(KEEP)),--no-wait) $(if $(filter-out 0,$(REMOVE)),--remove)
 
 bench-fraud-quality: setup  ## the fraud network against tuned XGBoost [DATA=dataset folder]
 	@uv pip install -q --python $(PY) -r benchmarks/requirements.txt
