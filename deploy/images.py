@@ -105,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--releases", type=Path, help="folder of releases for the image `releases`")
     parser.add_argument("--cluster", default="kind", help="name of the kind cluster")
     parser.add_argument("--json", action="store_true", help="one line of JSON on stdout")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     tag = options.tag or default_tag()
     names = options.names or [*IMAGES, *([RELEASES] if options.releases or options.what == "kind-load" else [])]
     if unknown := [name for name in names if name not in IMAGES and name != RELEASES]:
