@@ -31,6 +31,7 @@ COMMANDS: tuple[tuple[str, str, str], ...] = (
     ("evaluate", MODEL, "Measure a release on other days."),
     ("release", MODEL, "List, show and verify releases."),
     ("batch", RUN, "Score everyone for a cut-off and publish at once; list, read, roll back."),
+    ("topics", RUN, "Make the topics on a Kafka of your own."),
     ("up", RUN, "Start the whole stack on this machine; Ctrl-C stops it."),
     ("replay", RUN, "Send a dataset's transactions to the gateway, as they happened."),
     ("score", RUN, "Send one transaction and show the decision."),

@@ -22,19 +22,30 @@ TOPICS = (
 _CONFIG = {"retention.ms": "-1", "message.timestamp.type": "CreateTime", "max.message.bytes": "8388608"}
 
 
-def create_topics(bootstrap: str, shards: int = 64, timeout_s: float = 30.0, names: tuple[str, ...] = TOPICS) -> None:
+def create_topics(
+    bootstrap: str,
+    shards: int = 64,
+    timeout_s: float = 30.0,
+    names: tuple[str, ...] = TOPICS,
+    *,
+    client: Mapping[str, str] | None = None,
+    replication: int = -1,
+    wait_s: float = 5.0,
+) -> None:
     """Make sure that every topic of `names` exists with `shards` partitions, and wait until all have a leader.
 
+    `client`: what brokers ask of their clients; `replication`: copies of a partition, -1 for what the broker does by
+    itself; `wait_s`: how long the broker may be away at first.
     Raises LocalStackError where a topic exists with another number of partitions (keys would move to other shards),
     or where the broker does not do it in time.
     """
     # Closed at the end: a client left alone would go on looking for a broker that is stopped later.
-    with AdminClient({"bootstrap.servers": bootstrap, "log_level": 0}) as admin:
+    with AdminClient({**(client or {}), "bootstrap.servers": bootstrap, "log_level": 0}) as admin:
         try:
-            admin.list_topics(timeout=5)
+            admin.list_topics(timeout=wait_s)
         except KafkaException as error:
             raise LocalStackError(f"no Kafka answers at {bootstrap}: {error.args[0].str()}") from error
-        wanted = [NewTopic(name, shards, config=_CONFIG) for name in names]
+        wanted = [NewTopic(name, shards, replication, config=_CONFIG) for name in names]
         for name, result in admin.create_topics(wanted, operation_timeout=timeout_s).items():
             try:
                 result.result(timeout_s)

@@ -6,7 +6,7 @@ take is refused at once (`send` says False): the spool has it, and the recorder 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from confluent_kafka import KafkaError, KafkaException, Producer
@@ -34,10 +34,10 @@ class TopicMismatch(Exception):
 
 
 class KafkaProducer:
-    """`topics[i]` is where `Message(topic=i)` goes."""
+    """`client`: broker addresses and what they ask for. `topics[i]` is where `Message(topic=i)` goes."""
 
     def __init__(
-        self, bootstrap: str, topics: Sequence[Topic], *, linger_ms: int = 10, queue_bytes: int = 32 << 20
+        self, client: Mapping[str, str], topics: Sequence[Topic], *, linger_ms: int = 10, queue_bytes: int = 32 << 20
     ) -> None:
         self.topics = tuple(topics)
         self._names = [t.name for t in topics]
@@ -45,7 +45,7 @@ class KafkaProducer:
             [("trine-type", t.message.encode()), ("trine-schema", SCHEMA)] for t in topics
         ]
         self._config: dict[str, str | int | float | bool | Callable[[KafkaError], None]] = {
-            "bootstrap.servers": bootstrap,
+            **client,
             "client.id": "trine-gateway",
             "enable.idempotence": True,
             "acks": "all",

@@ -60,7 +60,7 @@ async def start(life: Lifecycle, settings: GatewaySettings) -> None:
         log.warning("the spool had torn or damaged bytes, which were skipped", bytes=spool.damaged)
     topics = (Topic(plan.source.topic, plan.source.message), Topic(DECISIONS_TOPIC, DECISION_MESSAGE))
     producer = KafkaProducer(
-        settings.kafka_bootstrap,
+        settings.kafka_client,
         topics,
         linger_ms=settings.kafka_linger_ms,
         queue_bytes=settings.kafka_queue_bytes,

@@ -22,7 +22,10 @@ _PREDICTIONS = "/org.pytorch.serve.grpc.inference.InferenceAPIsService/Predictio
 #: How the handler begins a refusal (models/torchserve/handler.py); as a float32 it is 3e32, which no score is.
 _REFUSED = b"refused: "
 _CHECK_TIMEOUT_S = 5.0
-_OPTIONS: tuple[tuple[str, int], ...] = (
+_OPTIONS: tuple[tuple[str, int | str], ...] = (
+    # Where the address is a name with several servers behind it, calls go to all of them.
+    ("grpc.lb_policy_name", "round_robin"),
+    ("grpc.dns_min_time_between_resolutions_ms", 1_000),
     # A restarted server is found again within a second, not after gRPC's two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
@@ -73,7 +76,10 @@ class ModelServer(Protocol):
 
 
 class TorchServeClient:
-    """`ModelServer` over TorchServe's gRPC inference API at `address` (HOST:PORT). Make it inside the event loop."""
+    """`ModelServer` over TorchServe's gRPC inference API. Make it inside the event loop.
+
+    `address`: HOST:PORT, or dns:///HOST:PORT for all servers that the name stands for.
+    """
 
     def __init__(self, address: str) -> None:
         self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)

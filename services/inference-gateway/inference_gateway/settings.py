@@ -7,16 +7,15 @@ from pathlib import Path
 
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
-from service_kit.settings import ServiceSettings
+from service_kit.kafka import KafkaSettings
 
 
-class GatewaySettings(ServiceSettings):
+class GatewaySettings(KafkaSettings):
     """The defaults are those of `trine up` on one machine."""
 
     model_config = SettingsConfigDict(env_prefix="TRINE_GATEWAY_")
 
     redis_url: str = "redis://127.0.0.1:6379/0"
-    kafka_bootstrap: str = "127.0.0.1:9092"
     #: HOST:PORT of TorchServe's gRPC inference API.
     torchserve_grpc: str = "127.0.0.1:7070"
     #: Folder of releases, and which of them; without a name the one made last that can be opened.

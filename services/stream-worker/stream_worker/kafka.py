@@ -34,7 +34,7 @@ def report_error(error: KafkaError) -> None:
 def consumer_config(settings: WorkerSettings, group: str) -> ClientConfig:
     """Offsets are given by us at each assignment, never by `auto.offset.reset`."""
     config: ClientConfig = {
-        "bootstrap.servers": settings.kafka_bootstrap,
+        **settings.kafka_client,
         "group.id": f"{settings.group_prefix}-{group}",
         "client.id": settings.worker_id,
         "partition.assignment.strategy": "cooperative-sticky",
@@ -78,7 +78,7 @@ def onlooker(settings: WorkerSettings, group: str) -> Consumer:
     (The admin client could too, but its error path crashes where the broker has no coordinator yet.)
     """
     config: ClientConfig = {
-        "bootstrap.servers": settings.kafka_bootstrap,
+        **settings.kafka_client,
         "group.id": f"{settings.group_prefix}-{group}",
         "client.id": settings.worker_id,
         # Transactions still open are none of its business.
@@ -91,7 +91,7 @@ def onlooker(settings: WorkerSettings, group: str) -> Consumer:
 
 def producer_config(settings: WorkerSettings) -> ClientConfig:
     return {
-        "bootstrap.servers": settings.kafka_bootstrap,
+        **settings.kafka_client,
         "client.id": settings.worker_id,
         "enable.idempotence": True,
         "acks": "all",
@@ -104,7 +104,7 @@ def producer_config(settings: WorkerSettings) -> ClientConfig:
 
 def admin_client(settings: WorkerSettings) -> AdminClient:
     config: ClientConfig = {
-        "bootstrap.servers": settings.kafka_bootstrap,
+        **settings.kafka_client,
         "client.id": settings.worker_id,
         "error_cb": report_error,
     }

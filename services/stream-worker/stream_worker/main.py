@@ -13,7 +13,7 @@ from feature_store.source_files import DatasetError
 from feature_store.updates import StateWriter
 from feature_store.warehouse import Warehouse
 from model_release.errors import ReleaseError
-from model_release.release import open_release
+from model_release.release import list_request_releases, open_release
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 from service_kit.http_server import HttpServer, health_app
@@ -45,9 +45,14 @@ def plan_of(settings: WorkerSettings) -> FeaturePlan:
     try:
         if settings.plan_file is not None:
             return FeaturePlan.from_json(json.loads(settings.plan_file.read_text()))
-        if settings.releases is None or not settings.release:
-            raise StartRefused("set TRINE_WORKER_RELEASES and TRINE_WORKER_RELEASE, or TRINE_WORKER_PLAN_FILE")
-        return open_release(settings.releases / settings.release).plan
+        if settings.releases is None:
+            raise StartRefused("set TRINE_WORKER_RELEASES to a folder of releases, or TRINE_WORKER_PLAN_FILE")
+        if settings.release:
+            return open_release(settings.releases / settings.release).plan
+        found = [open_release(path) for path in list_request_releases(settings.releases)]
+        if not found:
+            raise StartRefused(f"no release in {settings.releases}; make one with `trine train`")
+        return max(found, key=lambda release: release.manifest.created_at).plan
     except (OSError, ValueError, DefinitionError, ReleaseError) as error:
         raise StartRefused(str(error)) from error
 

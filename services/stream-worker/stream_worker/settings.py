@@ -8,20 +8,19 @@ from typing import Literal
 
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
-from service_kit.settings import ServiceSettings
+from service_kit.kafka import KafkaSettings
 
 from stream_worker.archive_topics import TopicDeclaration
 
 
-class WorkerSettings(ServiceSettings):
+class WorkerSettings(KafkaSettings):
     """One worker: what it reads, writes and runs."""
 
     model_config = SettingsConfigDict(env_prefix="TRINE_WORKER_", frozen=True, extra="forbid", env_ignore_empty=True)
 
     role: Literal["features", "archive"] = "features"
     redis_url: str = "redis://127.0.0.1:6379/0"
-    kafka_bootstrap: str = "127.0.0.1:9092"
-    #: Folder of releases, and the one whose feature plan is run.
+    #: Folder of releases, and the one whose feature plan is run; without a name the one made last.
     releases: Path | None = None
     release: str = ""
     #: A feature plan as JSON, instead of a release's.

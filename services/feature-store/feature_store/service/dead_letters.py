@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, OrderedDict
+from collections.abc import Mapping
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, Message, TopicPartition
 from google.protobuf.message import DecodeError
@@ -26,8 +27,8 @@ _TOPIC_EVERY_S = 2.0
 class DeadLetterCounter:
     """`counts` is the figures so far; `run` keeps them up to date. Waits for the topic where it does not exist."""
 
-    def __init__(self, bootstrap: str, topic: str, gauge: Gauge | None = None) -> None:
-        self._bootstrap, self._topic, self._gauge = bootstrap, topic, gauge
+    def __init__(self, kafka: Mapping[str, str], topic: str, gauge: Gauge | None = None) -> None:
+        self._kafka, self._topic, self._gauge = dict(kafka), topic, gauge
         self._counts: Counter[str] = Counter()
         self._recent: OrderedDict[str, None] = OrderedDict()
 
@@ -40,7 +41,7 @@ class DeadLetterCounter:
         """Read until `stop` is set."""
         consumer = Consumer(
             {
-                "bootstrap.servers": self._bootstrap,
+                **self._kafka,
                 # It joins no group and commits nothing: every process counts for itself.
                 "group.id": "trine-dead-letter-figures",
                 "enable.auto.commit": False,

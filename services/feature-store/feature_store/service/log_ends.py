@@ -24,9 +24,9 @@ def report_error(error: KafkaError) -> None:
 class LogEnds:
     """`run` asks in a thread of its own, so that nobody waits for a Kafka that is silent; `ends` is what it said."""
 
-    def __init__(self, bootstrap: str, topics: Sequence[str], shards: int, every_s: float) -> None:
+    def __init__(self, kafka: Mapping[str, str], topics: Sequence[str], shards: int, every_s: float) -> None:
         # Any: as confluent-kafka types it.
-        config: dict[str, Any] = {"bootstrap.servers": bootstrap, "error_cb": report_error}
+        config: dict[str, Any] = {**kafka, "error_cb": report_error}
         self._admin = AdminClient(config)
         self._asked = [TopicPartition(topic, shard) for topic in topics for shard in range(shards)]
         self._every_s = every_s

@@ -56,9 +56,9 @@ async def start(life: Lifecycle, settings: FeatureServiceSettings) -> None:
     plan = plan_of(settings)
     metrics = ServiceMetrics(life.metrics)
     topics = [plan.topic_of(entity.name) for entity in plan.entities]
-    ends = LogEnds(settings.kafka_bootstrap, topics, settings.shards, settings.refresh_s)
+    ends = LogEnds(settings.kafka_client, topics, settings.shards, settings.refresh_s)
     life.thread("log-ends", ends.run, deadline_s=10)
-    letters = DeadLetterCounter(settings.kafka_bootstrap, settings.dead_letters_topic, metrics.dead_letters)
+    letters = DeadLetterCounter(settings.kafka_client, settings.dead_letters_topic, metrics.dead_letters)
     life.thread("dead-letters", letters.run, deadline_s=10)
     timeout_s = settings.redis_timeout_ms / 1_000
     service = FeatureService(

@@ -6,16 +6,15 @@ from pathlib import Path
 
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
-from service_kit.settings import ServiceSettings
+from service_kit.kafka import KafkaSettings
 
 
-class FeatureServiceSettings(ServiceSettings):
+class FeatureServiceSettings(KafkaSettings):
     """The defaults are those of `trine up` on one machine."""
 
     model_config = SettingsConfigDict(env_prefix="TRINE_FEATURES_")
 
     redis_url: str = "redis://127.0.0.1:6379/0"
-    kafka_bootstrap: str = "127.0.0.1:9092"
     #: Folder of releases, and the one whose feature plan is shown; without a name the one made last.
     releases: Path = Path("releases")
     release: str = ""
