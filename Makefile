@@ -10,10 +10,10 @@ unexport PYTHONDONTWRITEBYTECODE
 PYTHON ?= $(firstword $(shell command -v python3.11 python3))
 PROTOS := $(shell find proto/trine -name '*.proto')
 # Each folder of tests by itself: every one may have its conftest.py.
-TESTS := $(wildcard proto/tests services/*/tests models/*/tests cli/tests deploy/tests)
+TESTS := $(wildcard proto/tests services/*/tests models/*/tests cli/tests deploy/tests charts/tests)
 PACKAGES := $(wildcard proto/pyproject.toml services/*/pyproject.toml cli/pyproject.toml)
 
-.PHONY: help setup lint demo test images kind-load k8s-demo clean bench-fraud-quality bench-recommendations bench-stream bench-archive
+.PHONY: help setup lint demo test chart-test images kind-load k8s-demo clean bench-fraud-quality bench-recommendations bench-stream bench-archive
 
 help:            ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 24
@@ -46,9 +46,10 @@ $(VENV)/.ready: proto/gen/.ready constraints.txt pyproject.toml $(PACKAGES)
 lint: setup      ## ruff, mypy --strict, contract compatibility
 	@ruff check .
 	@ruff format --check .
-	@mypy --exclude '/tests/' services models cli benchmarks deploy conftest.py proto/generate.py proto/compatibility.py
+	@mypy --exclude '/tests/' services models cli benchmarks deploy charts conftest.py proto/generate.py proto/compatibility.py
 	@for tests in $(TESTS); do echo "mypy $$tests"; mypy --no-error-summary $$tests || exit 1; done
 	@$(PY) proto/compatibility.py
+	@$(PY) charts/readme_table.py --check
 
 demo: setup      ## the whole path for real, ending in a report [KEEP=1: leave it running]
 	@$(PY) -m trine_cli.demo $(if $(filter-out 0,$(KEEP)),--keep)
@@ -69,6 +70,10 @@ kind-load:       ## the images into a kind cluster [TAG=… CLUSTER=kind IMAGES=
 k8s-demo: setup  ## Trine on the cluster at hand, ending with open ports [RELEASES=folder KEEP=0: end; REMOVE=1: take away]
 	@$(PY) -m deploy.k8s_demo --tag "$(TAG)" $(if $(RELEASES),--releases $(RELEASES)) \
 		$(if $(filter 0,$(KEEP)),--no-wait) $(if $(filter-out 0,$(REMOVE)),--remove)
+
+chart-test: setup ## the chart without a cluster: lint, schema, objects, guards, flows [needs helm]
+	@helm lint --strict charts/trine
+	@pytest -n 2 charts
 
 bench-fraud-quality: setup  ## the fraud network against tuned XGBoost [DATA=dataset folder]
 	@uv pip install -q --python $(PY) -r benchmarks/requirements.txt
