@@ -48,6 +48,7 @@ lint: setup      ## ruff, mypy --strict, contract compatibility
 	@ruff format --check .
 	@mypy --exclude '/tests/' services models cli benchmarks deploy charts conftest.py proto/generate.py proto/compatibility.py
 	@for tests in $(TESTS); do echo "mypy $$tests"; mypy --no-error-summary $$tests || exit 1; done
+	@mypy --no-error-summary k8s-tests
 	@$(PY) proto/compatibility.py
 	@$(PY) charts/readme_table.py --check
 
@@ -62,10 +63,10 @@ test: setup      ## all tests, with real Redis, Kafka and TorchServe
 TAG ?=
 CLUSTER ?= kind
 images:          ## all images [TAG=the chart's appVersion RELEASES=folder for trine/releases IMAGES=names]
-	@$(PYTHON) deploy/images.py build --tag "$(TAG)" $(if $(RELEASES),--releases $(RELEASES)) $(IMAGES)
+	@$(PYTHON) deploy/images.py build $(IMAGES) --tag "$(TAG)" $(if $(RELEASES),--releases $(RELEASES))
 
 kind-load:       ## the images into a kind cluster [TAG=… CLUSTER=kind IMAGES=names]
-	@$(PYTHON) deploy/images.py kind-load --tag "$(TAG)" --cluster $(CLUSTER) $(IMAGES)
+	@$(PYTHON) deploy/images.py kind-load $(IMAGES) --tag "$(TAG)" --cluster $(CLUSTER)
 
 k8s-demo: setup  ## Trine on the cluster at hand, ending with open ports [RELEASES=folder KEEP=0: end; REMOVE=1: take away]
 	@$(PY) -m deploy.k8s_demo --tag "$(TAG)" $(if $(RELEASES),--releases $(RELEASES)) \
@@ -74,6 +75,17 @@ k8s-demo: setup  ## Trine on the cluster at hand, ending with open ports [RELEAS
 chart-test: setup ## the chart without a cluster: lint, schema, objects, guards, flows [needs helm]
 	@helm lint --strict charts/trine
 	@pytest -n 2 charts
+
+# These make what else they need: images and a release where they are missing, a kind cluster where there is none.
+.PHONY: k8s-test k8s-test-full
+K8S_TEST := pytest -v --durations=0
+k8s-test: setup  ## install, score, batch job, uninstall on the cluster at hand
+	@uv pip install -q --python $(PY) -c constraints.txt kubernetes
+	@$(K8S_TEST) -x k8s-tests/smoke
+
+k8s-test-full: setup  ## the same, then scaling, rolling, breaking, upgrading under load [ARGS='-k rolling']
+	@uv pip install -q --python $(PY) -c constraints.txt kubernetes
+	@$(K8S_TEST) k8s-tests $(ARGS)
 
 bench-fraud-quality: setup  ## the fraud network against tuned XGBoost [DATA=dataset folder]
 	@uv pip install -q --python $(PY) -r benchmarks/requirements.txt

@@ -1,0 +1,115 @@
+"""Every answered transaction counts once: in the feature state, among the archived events, among the decisions."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import grpc
+from batch_scorer.outcome import Report
+from feature_store.warehouse import Warehouse
+from trine.features.v1 import features_pb2, features_pb2_grpc
+from trine_cli.decision_replay import replay_decisions
+from trine_cli.warehouse_archive import WarehouseArchive
+
+from models.fraud.sources import TRANSACTION_FILES
+from trine_k8s.installation import Installation
+from trine_k8s.outside import address
+from trine_k8s.polling import eventually, until_equal
+
+FEATURE_STORE_PORT = 50052
+WAREHOUSE = "/var/lib/trine/warehouse"
+ARCHIVER = "archiver"
+_KEYS = 200
+#: Python, for a pod without tar: the archive of a folder to stdout.
+_PACK = "import sys,tarfile; t=tarfile.open(fileobj=sys.stdout.buffer,mode='w|'); t.add(sys.argv[1],'.'); t.close()"
+_UNPACK = "import sys,tarfile; tarfile.open(fileobj=sys.stdin.buffer,mode='r|').extractall(sys.argv[1],filter='data')"
+
+
+def counts_of(installation: Installation, customers: Iterable[str]) -> Counter[str]:
+    """The live state's number of transactions of each customer, of the last 30 days."""
+    found: Counter[str] = Counter()
+    keys = sorted(customers)
+    with (
+        address(installation, "feature-store", FEATURE_STORE_PORT) as target,
+        grpc.insecure_channel(target, [("grpc.use_local_subchannel_pool", 1)]) as channel,
+    ):
+        stub = features_pb2_grpc.FeatureStoreServiceStub(channel)
+        for part in (keys[i : i + _KEYS] for i in range(0, len(keys), _KEYS)):
+            asked = features_pb2.GetFeaturesRequest(view="customer", keys=part)
+            for entity in stub.GetFeatures(asked, timeout=30, wait_for_ready=True).entities:
+                found[entity.key] = round(entity.features["customer_count_30d"])
+    return found
+
+
+def absorbed(installation: Installation) -> bool:
+    """No shard has state to build, or log entries that are not in its state."""
+    with (
+        address(installation, "feature-store", FEATURE_STORE_PORT) as target,
+        grpc.insecure_channel(target, [("grpc.use_local_subchannel_pool", 1)]) as channel,
+    ):
+        stub = features_pb2_grpc.FeatureStoreServiceStub(channel)
+        shards = stub.GetFreshness(features_pb2.GetFreshnessRequest(), timeout=30, wait_for_ready=True).shards
+    return bool(shards) and all(0 <= s.log_end_offset <= s.offset for s in shards)
+
+
+def await_counted(installation: Installation, expected: Counter[str], timeout_s: float = 240) -> None:
+    """Until the worker has absorbed all and the live state counts as many transactions as were answered, exactly."""
+    eventually("the worker has absorbed every log", lambda: absorbed(installation), timeout_s, 2)
+    until_equal("transactions in the state", +expected, lambda: +counts_of(installation, expected), timeout_s, 2)
+
+
+def copied_warehouse(installation: Installation, out: Path) -> Path:
+    """The warehouse as it is now, in a folder here."""
+    pod = installation.pods("archiver")[0].metadata.name
+    packed = installation.namespace.exec_bytes(pod, "python", "-c", _PACK, WAREHOUSE, container=ARCHIVER, timeout_s=300)
+    out.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
+        archive.extractall(out, filter="data")
+    return out
+
+
+def fill_warehouse(installation: Installation, dataset: Path) -> None:
+    """Adds a dataset's files to the warehouse, as an import does."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as archive:
+        for folder in sorted(path for path in dataset.iterdir() if path.is_dir()):
+            archive.add(folder, folder.name)
+    pod = installation.pods("archiver")[0].metadata.name
+    unpack = ("python", "-c", _UNPACK, WAREHOUSE)
+    installation.namespace.exec(pod, *unpack, container=ARCHIVER, stdin=packed.getvalue(), timeout_s=300)
+
+
+def archived_ids(warehouse: Path, prefix: str) -> Counter[str]:
+    """How many rows the warehouse's reader gives for each transaction whose id begins so."""
+    found = Warehouse(str(warehouse)).load(TRANSACTION_FILES, columns=["transaction_id"])
+    return Counter(i for i in found.column("transaction_id").to_pylist() if i.startswith(prefix))
+
+
+def replayed(warehouse: Path, releases: Path, prefix: str) -> tuple[Report, Counter[str]]:
+    """Replay of every decision in it, and how many decisions there are for each transaction whose id begins so."""
+    report, found = replay_decisions(WarehouseArchive(str(warehouse)), releases)
+    return report, Counter(r.decision_id for r in found if r.decision_id.startswith(prefix))
+
+
+def await_archived(
+    installation: Installation, ids: Iterable[str], prefix: str, out: Path, timeout_s: float = 240
+) -> Path:
+    """Until the warehouse has these transactions and their decisions; its copy. More or twice is an error at once."""
+    expected, number = Counter(set(ids)), iter(range(10_000))
+
+    def look() -> Path | None:
+        copy = copied_warehouse(installation, out / f"copy-{next(number)}")
+        events = archived_ids(copy, prefix)
+        twice = [id_ for id_, count in events.items() if count > 1]
+        assert not twice, f"archived more than once: {twice[:10]}"
+        assert not events.keys() - expected.keys(), f"archived but never answered: {sorted(events - expected)[:10]}"
+        decided = Counter(
+            r.decision_id for r in WarehouseArchive(str(copy)).decisions() if r.decision_id.startswith(prefix)
+        )
+        return copy if events == expected and decided.keys() == expected.keys() else None
+
+    return eventually(f"{len(expected)} transactions and their decisions in the warehouse", look, timeout_s, 3)
