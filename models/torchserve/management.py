@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from http import HTTPStatus
 
 import httpx
@@ -15,6 +16,9 @@ _REGISTER_TIMEOUT_S = 120.0
 #: A worker that does not answer for so long is ended and started again by TorchServe.
 _WORKER_TIMEOUT_S = 10
 _ALREADY_THERE = "Model file already exists"
+
+# The registrar asks every second; each would be a line of its log.
+logging.getLogger("httpx").setLevel(logging.WARNING)
 
 
 class ServerUnreachable(Exception):
