@@ -56,3 +56,8 @@ def test_the_tag_is_the_charts_version_of_the_application() -> None:
     chart = ROOT / "charts" / "trine" / "Chart.yaml"
     tag = _images().default_tag()
     assert tag == (yaml.safe_load(chart.read_text())["appVersion"] if chart.is_file() else "dev")
+
+
+def test_what_the_charts_embedded_parts_run_is_loaded_with_the_images() -> None:
+    values = yaml.safe_load((ROOT / "charts" / "trine" / "values.yaml").read_text())
+    assert {values[name]["embedded"]["image"] for name in ("redis", "kafka", "prometheus")} == set(_images().EMBEDDED)
