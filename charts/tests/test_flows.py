@@ -10,7 +10,7 @@ from charts.tests.flows import Endpoint, allowed
 from charts.tests.rendered import Chart
 
 SERVICES = ("gateway", "torchserve", "worker", "archiver", "feature-store")
-OURS = (*SERVICES, "redis", "kafka", "prometheus", "topics", "test", "batch", "batch-executor")
+OURS = (*SERVICES, "redis", "kafka", "prometheus", "topics", "test", "rebuild", "batch", "batch-executor")
 PORTS = (50051, 50052, 7070, 7071, 8080, 8081, 8082, 8090, 6379, 9092, 9093, 9090, 7078, 7079, 4040)
 
 DNS = Endpoint({"k8s-app": "kube-dns"}, "kube-system")
@@ -29,8 +29,8 @@ def pod(component: str, instance: str = "trine") -> Endpoint:
 #: Every arrow between pods of one installation, as DESIGN draws them, with Prometheus's and Spark's.
 ARROWS = {
     *((caller, "redis", 6379) for caller in ("gateway", "torchserve", "worker", "feature-store")),
-    *((caller, "redis", 6379) for caller in ("batch", "batch-executor")),
-    *((caller, "kafka", 9092) for caller in ("gateway", "worker", "archiver", "feature-store", "topics")),
+    *((caller, "redis", 6379) for caller in ("batch", "batch-executor", "rebuild")),
+    *((caller, "kafka", 9092) for caller in ("gateway", "worker", "archiver", "feature-store", "topics", "rebuild")),
     ("gateway", "torchserve", 7070),
     # The operator's `trine score`, and helm test.
     ("feature-store", "gateway", 50051),
@@ -109,7 +109,7 @@ def test_with_servers_of_the_users_own() -> None:
     kafka = {one for one in OURS if allowed(policies, pod(one), INTERNET, 9093)}
     assert kafka == {caller for caller, called, _ in ARROWS if called == "kafka"}
     warehouse = {one for one in OURS if allowed(policies, pod(one), INTERNET, 443)}
-    assert warehouse == {"archiver", "batch", "batch-executor"}
+    assert warehouse == {"archiver", "batch", "batch-executor", "rebuild"}
     shops, monitoring = Endpoint({}, "shops"), Endpoint({}, "monitoring")
     assert allowed(policies, shops, pod("gateway"), 50051)
     assert not allowed(policies, NEIGHBOUR, pod("gateway"), 50051)

@@ -214,7 +214,7 @@ def test_settings_become_variables_as_they_are() -> None:
 
 def test_cron_jobs() -> None:
     chart = Chart(files=("production",))
-    assert chart.names("CronJob") == ["trine-batch-card-risk", "trine-batch-churn"]
+    assert chart.names("CronJob") == ["trine-batch-card-risk", "trine-batch-churn", "trine-rebuild"]
     spec = chart.get("CronJob", "trine-batch-churn")["spec"]
     assert spec["concurrencyPolicy"] == "Forbid"
     assert (spec["timeZone"], spec["suspend"]) == ("Europe/Berlin", True)
@@ -247,6 +247,15 @@ def test_a_driver_alone_needs_no_rights() -> None:
     driver = chart.pod("trine-batch-card-risk")
     assert "TRINE_BATCH_MASTER" not in environment(driver, "driver")
     assert chart.all("Role") == []
+
+
+def test_a_rebuild_waits_to_be_asked_for() -> None:
+    chart = Chart(files=("production",))
+    assert chart.get("CronJob", "trine-rebuild")["spec"]["suspend"] is True
+    pod = chart.pod("trine-rebuild")
+    _asks_for_sasl(environment(pod, "rebuild"), "TRINE")
+    assert "--transactions=s3://bucket/trine?region=eu-central-1" in pod["spec"]["containers"][0]["args"]
+    assert Chart({"rebuild": {"enabled": False}}).names("CronJob") == ["trine-batch-card-risk"]
 
 
 def test_the_warehouse_is_a_kept_claim_or_an_object_store() -> None:

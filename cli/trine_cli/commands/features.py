@@ -80,11 +80,14 @@ def rebuild(
     """Make the live feature state anew from history, as a new version that is served once it is up to date.
 
     Where workers run, they follow the logs for the new version too while the old one is served; one pointer moves when
-    the new one has caught up. Where none has ever run, it is served as it is.
+    the new one has caught up. Where none has ever run, it is served as it is. Brokers that ask for TLS or SASL:
+    TRINE_KAFKA_SECURITY_PROTOCOL, TRINE_KAFKA_SASL_PASSWORD and so on, as the services have them.
     """
     import redis
     from feature_store.log_positions import archived_logs
     from feature_store.rebuild import rebuild as rebuild_state
+
+    from trine_cli.kafka_access import KafkaAccess
 
     output = Output(json)
     plan = plan_of(model)
@@ -94,7 +97,7 @@ def rebuild(
     with ExitStack() as owned, output.progress("Writing states") as advance:
         logs = None
         if until_us is None and kafka_bootstrap is not None:
-            logs = archived_logs(kafka_bootstrap, plan, shards, group_prefix)
+            logs = archived_logs(kafka_bootstrap, plan, shards, group_prefix, client=KafkaAccess().kafka_client)
         made = rebuild_state(
             redis.Redis.from_url(redis_url),
             plan,

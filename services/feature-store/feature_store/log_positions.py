@@ -58,15 +58,25 @@ class ArchivedLogs:
 
 
 def archived_logs(
-    bootstrap: str, plan: FeaturePlan, shards: int, group_prefix: str = "trine", skew_ms: int = SKEW_MS
+    bootstrap: str,
+    plan: FeaturePlan,
+    shards: int,
+    group_prefix: str = "trine",
+    skew_ms: int = SKEW_MS,
+    *,
+    client: Mapping[str, str] | None = None,
 ) -> ArchivedLogs:
-    """As things stand now; list the warehouse's files after this, not before. Raises LogsUnreadable."""
+    """As things stand now; list the warehouse's files after this, not before. Raises LogsUnreadable.
+
+    `client`: what the brokers ask of their clients (TLS, SASL), in librdkafka's words.
+    """
+    kafka = {**(client or {}), "bootstrap.servers": bootstrap}
     sources = [plan.source.topic, *(label.topic for label in plan.label_sources)]
     rekeyed = sorted({plan.topic_of(e.name) for e in plan.entities} - set(sources))
     now_ms = time.time_ns() // 1_000_000
     consumer = Consumer(
         {
-            "bootstrap.servers": bootstrap,
+            **kafka,
             "group.id": f"{group_prefix}-archive",
             "client.id": f"rebuild-{uuid.uuid4().hex[:8]}",
             "enable.auto.commit": False,
@@ -78,7 +88,7 @@ def archived_logs(
         }
     )
     try:
-        ids = _topic_ids(bootstrap, [*sources, *rekeyed])
+        ids = _topic_ids(kafka, [*sources, *rekeyed])
         asked = [TopicPartition(topic, p) for topic in sources for p in range(shards)]
         archived = {(tp.topic, tp.partition): max(tp.offset, 0) for tp in consumer.committed(asked, _TIMEOUT_S)}
         high = {
@@ -102,15 +112,15 @@ def archived_logs(
     return ArchivedLogs(ends, starts, ids)
 
 
-def _topic_ids(bootstrap: str, topics: list[str]) -> dict[str, str]:
-    admin = AdminClient({"bootstrap.servers": bootstrap, "log_level": 0})
+def _topic_ids(kafka: Mapping[str, str], topics: list[str]) -> dict[str, str]:
+    admin = AdminClient({**kafka, "log_level": 0})
     out = {}
     for name, future in admin.describe_topics(TopicCollection(topics), request_timeout=_TIMEOUT_S).items():
         try:
             out[name] = str(future.result().topic_id)
         except KafkaException as error:
             if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
-                raise LogsUnreadable(f"topic {name} does not exist on {bootstrap}") from error
+                raise LogsUnreadable(f"topic {name} does not exist on {kafka['bootstrap.servers']}") from error
             raise
     return out
 
