@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+import time
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -45,21 +46,25 @@ def counts_of(installation: Installation, customers: Iterable[str]) -> Counter[s
     return found
 
 
-def absorbed(installation: Installation) -> bool:
-    """No shard has state to build, or log entries that are not in its state."""
+def absorbed(installation: Installation, since: float) -> bool:
+    """All that was in Kafka at `since`, Unix seconds, is in the state of every shard."""
     with (
         address(installation, "feature-store", FEATURE_STORE_PORT) as target,
         grpc.insecure_channel(target, [("grpc.use_local_subchannel_pool", 1)]) as channel,
     ):
         stub = features_pb2_grpc.FeatureStoreServiceStub(channel)
+        asked = time.time()
         shards = stub.GetFreshness(features_pb2.GetFreshnessRequest(), timeout=30, wait_for_ready=True).shards
-    return bool(shards) and all(0 <= s.log_end_offset <= s.offset for s in shards)
+    return bool(shards) and all(s.offset >= 0 and asked - s.lag_ms / 1e3 > since for s in shards)
 
 
-def await_counted(installation: Installation, expected: Counter[str], timeout_s: float = 240) -> None:
-    """Until the worker has absorbed all and the live state counts as many transactions as were answered, exactly."""
-    eventually("the worker has absorbed every log", lambda: absorbed(installation), timeout_s, 2)
+def await_counted(installation: Installation, expected: Counter[str], timeout_s: float = 300) -> None:
+    """Until the live state counts as many transactions of each customer as were answered; and no more come later."""
     until_equal("transactions in the state", +expected, lambda: +counts_of(installation, expected), timeout_s, 2)
+    counted = time.time()
+    eventually("the worker absorbs what is in Kafka", lambda: absorbed(installation, counted), timeout_s, 2)
+    found = +counts_of(installation, expected)
+    assert found == +expected, f"counted twice: {found - expected}, lost: {expected - found}"
 
 
 def copied_warehouse(installation: Installation, out: Path) -> Path:
