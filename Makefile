@@ -78,7 +78,7 @@ chart-test: setup ## the chart without a cluster: lint, schema, objects, guards,
 
 # These make what else they need: images and a release where they are missing, a kind cluster where there is none.
 .PHONY: k8s-test k8s-test-full
-K8S_TEST := pytest -v --durations=0
+K8S_TEST := pytest -vv --durations=0
 k8s-test: setup  ## install, score, batch job, uninstall on the cluster at hand
 	@uv pip install -q --python $(PY) -c constraints.txt kubernetes
 	@$(K8S_TEST) -x k8s-tests/smoke

@@ -49,7 +49,7 @@ class Installation:
 
     def test(self) -> str:
         """`helm test`; what it printed."""
-        return self._helm("test", self.name, "--timeout", "300s", "--logs")
+        return self._helm("test", self.name, "--timeout", "300s")
 
     def uninstall(self) -> None:
         self._helm("uninstall", self.name, "--wait", "--timeout", "300s")
