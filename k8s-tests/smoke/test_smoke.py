@@ -26,7 +26,7 @@ CUSTOMERS = 3
 RUN = f"s{secrets.token_hex(4)}"
 PARTS = ("gateway", "torchserve", "worker", "archiver", "feature-store", "redis", "kafka")
 
-pytestmark = [pytest.mark.timeout(900, func_only=True), pytest.mark.in_order]
+pytestmark = [pytest.mark.timeout(1_500, func_only=True), pytest.mark.in_order]
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from trine_k8s.polling import eventually
 
 CHART = ROOT / "charts" / "trine"
 VALUES = Path(__file__).parents[1] / "values.yaml"
-INSTALL_S = 600
+INSTALL_S = 900
 
 Values = dict[str, Any]
 

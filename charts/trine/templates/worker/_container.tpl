@@ -5,7 +5,7 @@ imagePullPolicy: {{ .root.Values.image.pullPolicy }}
 {{ include "trine.containerSecurity" . }}
 ports:
   - {name: http, containerPort: 8082}
-{{ include "trine.probes" (dict "port" "http" "startSeconds" 180) }}
+{{ include "trine.probes" (dict "port" "http" "startSeconds" 600) }}
 resources:
   {{- toYaml .values.resources | nindent 2 }}
 env:
