@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import tarfile
 import time
 from collections import Counter
@@ -10,7 +11,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import grpc
-from batch_scorer.outcome import Report
 from feature_store.warehouse import Warehouse
 from trine.features.v1 import features_pb2, features_pb2_grpc
 from trine_cli.decision_replay import replay_decisions
@@ -25,9 +25,15 @@ FEATURE_STORE_PORT = 50052
 WAREHOUSE = "/var/lib/trine/warehouse"
 ARCHIVER = "archiver"
 _KEYS = 200
-#: Python, for a pod without tar: the archive of a folder to stdout.
-_PACK = "import sys,tarfile; t=tarfile.open(fileobj=sys.stdout.buffer,mode='w|'); t.add(sys.argv[1],'.'); t.close()"
-_UNPACK = "import sys,tarfile; tarfile.open(fileobj=sys.stdin.buffer,mode='r|').extractall(sys.argv[1],filter='data')"
+#: Python, for a pod without tar: a folder's content to stdout, and from stdin into a folder.
+_PACK = """
+import os, sys, tarfile
+with tarfile.open(fileobj=sys.stdout.buffer, mode="w|") as archive:
+    for name in os.listdir(sys.argv[1]):
+        if name != "lost+found":
+            archive.add(os.path.join(sys.argv[1], name), name)
+"""
+_UNPACK = "import sys, tarfile; tarfile.open(fileobj=sys.stdin.buffer, mode='r|').extractall(sys.argv[1])"
 
 
 def counts_of(installation: Installation, customers: Iterable[str]) -> Counter[str]:
@@ -90,31 +96,38 @@ def fill_warehouse(installation: Installation, dataset: Path) -> None:
 
 def archived_ids(warehouse: Path, prefix: str) -> Counter[str]:
     """How many rows the warehouse's reader gives for each transaction whose id begins so."""
+    if not (warehouse / TRANSACTION_FILES.folder).is_dir():
+        return Counter()
     found = Warehouse(str(warehouse)).load(TRANSACTION_FILES, columns=["transaction_id"])
     return Counter(i for i in found.column("transaction_id").to_pylist() if i.startswith(prefix))
 
 
-def replayed(warehouse: Path, releases: Path, prefix: str) -> tuple[Report, Counter[str]]:
-    """Replay of every decision in it, and how many decisions there are for each transaction whose id begins so."""
-    report, found = replay_decisions(WarehouseArchive(str(warehouse)), releases)
-    return report, Counter(r.decision_id for r in found if r.decision_id.startswith(prefix))
+def await_replayed(
+    installation: Installation, ids: Iterable[str], prefix: str, releases: Path, out: Path, timeout_s: float = 400
+) -> None:
+    """Until the warehouse has these transactions and one decision for each, and all of them replay to the same bits.
 
+    The archive trails, one topic more than another, so that a decision may come before what it was made of. What is
+    there twice, or was never answered, is an error at once.
+    """
+    expected, copies, seen = Counter(set(ids)), itertools.count(), ["nothing"]
 
-def await_archived(
-    installation: Installation, ids: Iterable[str], prefix: str, out: Path, timeout_s: float = 240
-) -> Path:
-    """Until the warehouse has these transactions and their decisions; its copy. More or twice is an error at once."""
-    expected, number = Counter(set(ids)), iter(range(10_000))
-
-    def look() -> Path | None:
-        copy = copied_warehouse(installation, out / f"copy-{next(number)}")
-        events = archived_ids(copy, prefix)
+    def equal() -> bool:
+        warehouse = copied_warehouse(installation, out / f"copy-{next(copies)}")
+        events = archived_ids(warehouse, prefix)
         twice = [id_ for id_, count in events.items() if count > 1]
         assert not twice, f"archived more than once: {twice[:10]}"
-        assert not events.keys() - expected.keys(), f"archived but never answered: {sorted(events - expected)[:10]}"
-        decided = Counter(
-            r.decision_id for r in WarehouseArchive(str(copy)).decisions() if r.decision_id.startswith(prefix)
-        )
-        return copy if events == expected and decided.keys() == expected.keys() else None
+        never = sorted(events.keys() - expected.keys())
+        assert not never, f"archived but never answered: {never[:10]}"
+        seen[0] = f"{len(events)} of {len(expected)} transactions"
+        if events != expected:
+            return False
+        report, found = replay_decisions(WarehouseArchive(str(warehouse)), releases)
+        decisions = Counter(r.decision_id for r in found if r.decision_id.startswith(prefix))
+        seen[0] = f"{len(decisions)} decisions, {report.different} different, for example {report.examples[:3]}"
+        return decisions == expected and report.different == 0
 
-    return eventually(f"{len(expected)} transactions and their decisions in the warehouse", look, timeout_s, 3)
+    try:
+        eventually("every decision is archived and replays equal", equal, timeout_s, 3)
+    except AssertionError as error:
+        raise AssertionError(f"{error}; {seen[0]}") from None
