@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -38,6 +39,9 @@ def main() -> None:
     parser.add_argument("--read-p99-ms", type=float, default=2.0, help="limit of the run that yields")
     options = parser.parse_args()
     console = Console()
+    if shutil.which("redis-benchmark") is None:
+        need = "redis-benchmark is not on PATH (Debian: apt-get install redis-tools)"
+        Console(stderr=True).print(f"{need}; publish_vs_redis_floor is left out")
     WORK.mkdir(parents=True, exist_ok=True)
     sizes = sorted(options.entities)
     with tempfile.TemporaryDirectory(prefix="trine-bench-") as folder, RedisServer(Path(folder) / "redis") as redis:
@@ -148,6 +152,10 @@ def _show(
         "written_rows_per_s": {str(size): round(rate) for size, rate in publish.items()},
         "feast_rows_per_s": round(feast),
         "redis_set_per_s": round(floor) if floor else None,
+        "cpu_us_per_row": {
+            str(size): round(statistics.median(run.cpu_s for run in found) / size * 1e6, 2)
+            for size, found in runs.items()
+        },
         "reads": reads,
     }
     print(json.dumps(result))

@@ -17,7 +17,8 @@ _POLL_S = 0.25
 
 @dataclass(frozen=True, slots=True)
 class MeasuredRun:
-    """seconds: by stage. Memory in MB, peaks of resident sets: the driver with its JVM, the largest Python worker."""
+    """seconds: by stage. Memory in MB, peaks of resident sets: the driver with its JVM, the largest Python worker.
+    cpu_s: of driver, JVM and workers together, the start of Spark with them."""
 
     rows: int
     seconds: dict[str, float]
@@ -26,6 +27,7 @@ class MeasuredRun:
     paused_s: float
     driver_mb: float
     worker_mb: float
+    cpu_s: float
 
     @property
     def work_s(self) -> float:
@@ -51,12 +53,13 @@ def measured_run(
         with (Path(scratch) / "out").open("w+") as out, (Path(scratch) / "log").open("w+") as log:
             driver = psutil.Popen(command, stdout=out, stderr=log)
             driver_mb = worker_mb = 0.0
+            cpu: dict[int, float] = {}
             while True:
                 try:
                     driver.wait(_POLL_S)
                     break
                 except (psutil.TimeoutExpired, subprocess.TimeoutExpired):
-                    one, largest = _memory(driver)
+                    one, largest = _usage(driver, cpu)
                     driver_mb, worker_mb = max(driver_mb, one), max(worker_mb, largest)
             out.seek(0)
             log.seek(0)
@@ -64,15 +67,20 @@ def measured_run(
                 raise RuntimeError(f"run of {job} ended with {driver.returncode}: {log.read()[-2_000:]}")
             found = json.loads(out.read())
     m = found["manifest"]
-    return MeasuredRun(m["rows"], m["seconds"], found["windows"], m["redis_bytes"], m["paused_s"], driver_mb, worker_mb)
+    return MeasuredRun(
+        m["rows"], m["seconds"], found["windows"], m["redis_bytes"], m["paused_s"], driver_mb, worker_mb,
+        sum(cpu.values()),
+    )  # fmt: skip
 
 
-def _memory(driver: psutil.Process) -> tuple[float, float]:
+def _usage(driver: psutil.Process, cpu: dict[int, float]) -> tuple[float, float]:
+    """MB of the driver with its JVM, and of the largest Python worker; `cpu` gets each process's seconds so far."""
     own = largest = 0.0
     try:
         for process in [driver, *driver.children(recursive=True)]:
-            size = process.memory_info().rss / 1e6
-            if "pyspark.daemon" in " ".join(process.cmdline()):
+            size, times = process.memory_info().rss / 1e6, process.cpu_times()
+            cpu[process.pid] = times.user + times.system
+            if "python_daemon" in " ".join(process.cmdline()):
                 largest = max(largest, size)
             else:
                 own += size
