@@ -108,6 +108,10 @@ class OnlineFeatures:
             raise
         return self
 
+    @property
+    def plan(self) -> FeaturePlan:
+        return self._plan
+
     async def check(self) -> None:
         """Raises StoreMisconfigured or StoreUnavailable where Redis cannot serve; loads the scripts."""
         try:

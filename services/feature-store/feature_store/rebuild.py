@@ -24,6 +24,7 @@ import redis
 
 from feature_store import keys as names
 from feature_store import state_versions as versions
+from feature_store import state_views
 from feature_store.admission import UNSET_CLOCK
 from feature_store.archived_log import ArchivedSource, all_admitted, event_points, label_points, with_what_they_label
 from feature_store.dataset import load_sources
@@ -150,6 +151,7 @@ def rebuild(
             "built_at_us": time.time_ns() // 1_000,
         },
     )
+    state_views.record(client, version, plan)
     versions.serve(client, plan, shards, version, wait_s, at_once, told)
     views = states.views
     return Rebuilt(

@@ -16,6 +16,7 @@ import redis
 from redis.exceptions import NoScriptError
 
 from feature_store import keys as names
+from feature_store import state_views
 from feature_store.admission import UNSET_CLOCK
 from feature_store.codec import StateCodec
 from feature_store.definitions import FeaturePlan, FeatureView
@@ -74,6 +75,7 @@ class StateWriter:
         self.version = self.current_version()
         if not self.version:
             raise VersionSuperseded(f"{pointer}: there is no such version")
+        state_views.keep(client, self.version, plan)
         self._scripts = {text: client.register_script(text) for text in (CLAIM, APPLY, HEARTBEAT)}
 
     def current_version(self) -> str:
