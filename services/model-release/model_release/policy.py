@@ -140,6 +140,7 @@ class BatchRisks:
 
     def __init__(self, policy: BatchPolicy) -> None:
         self.entities = tuple(prior.entity for prior in policy.priors)
+        self.source = (policy.job, policy.output)
         self._factor, self._sixteenths = policy.factor, policy.prior_sixteenths
         self._unknown = [risk_of(prior, prior.mean) for prior in policy.priors]
 
