@@ -9,20 +9,24 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from service_kit.logs import get_logger
 
-from inference_gateway.batch_scores import BatchScores
-from inference_gateway.decision import Decider, Decision, Source
+from inference_gateway.decision import Decision, Source
 from inference_gateway.errors import GatewayError, NotRecorded, SpoolError
 from inference_gateway.gateway_metrics import GatewayMetrics
 from inference_gateway.recorder import Group, Recorder
 from inference_gateway.reply_memory import ReplyMemory
 from inference_gateway.spool_format import Message
 from inference_gateway.transaction_adapter import TransactionAdapter
-from inference_gateway.work import Answer, Outcome, Work
+from inference_gateway.work import Answer, Outcome, Work, by_serving
+
+if TYPE_CHECKING:
+    from inference_gateway.serving import Serving
+    from inference_gateway.shadow import Shadow
 
 EVENTS, DECISIONS = 0, 1
 """Index of each topic in the recorder's producer."""
@@ -40,46 +44,47 @@ class Answering:
     def __init__(
         self,
         adapter: TransactionAdapter,
-        decider: Decider,
         recorder: Recorder,
         memory: ReplyMemory,
         metrics: GatewayMetrics,
         spawn: Callable[..., asyncio.Task[None]],
-        batch_scores: BatchScores | None = None,
     ) -> None:
-        self._batch_scores = batch_scores
-        self._adapter, self._decider, self._recorder = adapter, decider, recorder
+        self._adapter, self._recorder = adapter, recorder
+        #: Is told of every decision once it was sent.
+        self.shadow: Shadow | None = None
         self._memory, self._metrics, self._spawn = memory, metrics, spawn
         self._until_log = 0
 
     def by_model(self, works: Sequence[Work], scores: NDArray[np.float32]) -> None:
-        """Answer by `scores` float32[n] where nothing else has answered yet. Raises ValueError: not probabilities."""
-        decided = self._decider.by_model(scores)
+        """Answer by `scores` float32[n] of one release where nothing else has answered yet.
+
+        Raises ValueError: not probabilities.
+        """
+        decided = works[0].serving.decider.by_model(scores)
         pairs = [(w, d) for w, d in zip(works, decided, strict=True) if not w.answered]
         if pairs:
             self._decide([w for w, _ in pairs], [d for _, d in pairs])
 
     def without_model(self, works: Iterable[Work], reason: str) -> None:
         """Answer by rules (and batch score) where nothing else has answered yet."""
-        waiting = [w for w in works if not w.answered]
-        if not waiting:
-            return
-        vectors, usable = self._decider.request_vectors([w.request.features for w in waiting])
-        decisions, now_us = [], time.time_ns() // 1_000
-        for i, w in enumerate(waiting):
-            batch = None if self._batch_scores is None else self._batch_scores.of(w.request.features.keys, now_us)
-            if w.vector is None or w.usable is None:
-                decisions.append(self._decider.without_model(vectors[i], usable, reason, batch))
-            else:
-                decisions.append(self._decider.without_model(w.vector, w.usable, reason, batch))
-        self._decide(waiting, decisions)
+        for serving, waiting in by_serving([w for w in works if not w.answered]):
+            decider = serving.decider
+            vectors, usable = decider.request_vectors([w.request.features for w in waiting])
+            decisions, now_us = [], time.time_ns() // 1_000
+            for i, w in enumerate(waiting):
+                batch = serving.batch_score(w.request.features.keys, now_us)
+                if w.vector is None or w.usable is None:
+                    decisions.append(decider.without_model(vectors[i], usable, reason, batch))
+                else:
+                    decisions.append(decider.without_model(w.vector, w.usable, reason, batch))
+            self._decide(waiting, decisions)
 
-    def warm_up(self) -> None:
+    def warm_up(self, serving: Serving) -> None:
         """Build a response and a record of nothing."""
-        request = self._adapter.example()
-        self._decider.by_model(np.zeros(1, dtype=np.float32))
-        vectors, usable = self._decider.request_vectors([request.features])
-        decision = self._decider.without_model(vectors[0], usable, "")
+        request, decider = self._adapter.example(), serving.decider
+        decider.by_model(np.zeros(1, dtype=np.float32))
+        vectors, usable = decider.request_vectors([request.features])
+        decision = decider.without_model(vectors[0], usable, "")
         self._adapter.response(request, decision)
         self._adapter.record(request, decision)
 
@@ -145,7 +150,7 @@ class Answering:
 
     def _unrecorded(self, works: Sequence[Work], decisions: Sequence[Decision], reason: str) -> None:
         self._metrics.unrecorded.inc(len(works))
-        if self._decider.refuses_unrecorded:
+        if works[0].serving.decider.refuses_unrecorded:  # all are of one release
             for w in works:
                 text = f"the transaction could not be recorded: {reason}"
                 self._metrics.rejected(error := NotRecorded(text, "", w.request.features.event_id))
@@ -164,6 +169,8 @@ class Answering:
         self._memory.remember(works, answers)
         for w, answer in zip(works, answers, strict=True):
             self._reply(w, answer)
+        if self.shadow is not None:
+            self.shadow.answered(works, decisions)
         self._metrics.answered(decisions)
         self._until_log -= len(works)
         if self._until_log <= 0:
@@ -190,6 +197,7 @@ def _log_one(work: Work, d: Decision) -> None:
         verdict=d.verdict,
         score=d.score,
         source=Source(d.source).name.lower(),
+        release=d.release,
         reason=d.reason,
         total_us=d.total_us,
         one_of=_LOG_EVERY,

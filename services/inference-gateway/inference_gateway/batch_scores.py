@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import cast
 
@@ -35,6 +35,10 @@ _PAUSE_S = 0.0005
 """After each block: the interpreter is the event loop's meanwhile."""
 
 log = get_logger(__name__)
+
+
+Wanted = tuple[str, str]
+"""A job and its output, as a release's policy names them."""
 
 
 class TooLarge(Exception):
@@ -75,17 +79,14 @@ class Snapshot:
 
 
 class BatchScores:
-    """Owned by the event loop. `policy`: the release's; None: there are never any scores."""
+    """Owned by the event loop. Holds the runs that the policies of the releases in use name (`want`)."""
 
-    def __init__(
-        self, url: str, policy: BatchPolicy | None, metrics: Metrics, *, refresh_s: float, max_rows: int,
-        timeout_s: float = 2.0,
-    ) -> None:  # fmt: skip
-        self._url, self._policy, self._timeout_s = url, policy, timeout_s
+    def __init__(self, url: str, metrics: Metrics, *, refresh_s: float, max_rows: int, timeout_s: float = 2.0) -> None:
+        self._url, self._timeout_s = url, timeout_s
         self._refresh_s, self._max_rows = refresh_s, max_rows
-        self._risks = None if policy is None else BatchRisks(policy)
-        self._snapshot: Snapshot | None = None
-        self._refused = ""
+        self._wanted: frozenset[Wanted] = frozenset()
+        self._snapshots: dict[Wanted, Snapshot] = {}
+        self._refused: dict[Wanted, str] = {}
         self._stop = threading.Event()
         self._loads = metrics.counter("batch_score_loads_total", "Runs taken into memory, or not", ["outcome"])
         self._age = metrics.gauge("batch_score_age_seconds", "From the cut-off of the run in memory", across="max")
@@ -93,70 +94,76 @@ class BatchScores:
         self._bytes = metrics.gauge("batch_score_bytes", "Memory that the run takes")
         self._stale = metrics.gauge("batch_score_stale_state", "1 while the run is older than allowed", across="max")
 
-    def of(self, keys: Mapping[str, str], now_us: int) -> BatchScore | None:
+    def want(self, policies: Iterable[BatchPolicy | None]) -> None:
+        """Hold the runs that these policies name, and no others."""
+        wanted = frozenset((policy.job, policy.output) for policy in policies if policy is not None)
+        self._wanted = wanted
+        self._snapshots = {key: snapshot for key, snapshot in self._snapshots.items() if key in wanted}
+
+    def of(self, risks: BatchRisks, keys: Mapping[str, str], now_us: int) -> BatchScore | None:
         """The batch score of a request, `keys` by entity; None where there is no run, or it knows none of them."""
-        snapshot = self._snapshot
-        if snapshot is None or self._risks is None:
+        snapshot = self._snapshots.get(risks.source)
+        if snapshot is None:
             return None
-        score = self._risks.score(
-            [snapshot.risk(f"{entity}:{keys[entity]}") if entity in keys else None for entity in self._risks.entities]
+        score = risks.score(
+            [snapshot.risk(f"{entity}:{keys[entity]}") if entity in keys else None for entity in risks.entities]
         )
         return None if score is None else BatchScore(score, snapshot.run.run, now_us > snapshot.stale_after_us)
 
     async def refresh(self) -> None:
-        """Keep the snapshot that of the published run, for ever."""
-        if self._policy is None:
-            return
+        """Keep the snapshots those of the published runs, for ever."""
         try:
             while True:
-                await asyncio.to_thread(self._refresh_once, self._policy)
+                for wanted in self._wanted:
+                    await asyncio.to_thread(self._refresh_once, wanted)
                 self._show()
                 await asyncio.sleep(self._refresh_s)
         finally:
             self._stop.set()
 
     def _show(self) -> None:
-        snapshot = self._snapshot
-        if snapshot is not None:
+        if held := list(self._snapshots.values()):
             now_us = time.time_ns() // 1_000
-            self._age.set((now_us - snapshot.run.cutoff_us) / 1e6)
-            self._rows.set(len(snapshot.hashes))
-            self._bytes.set(snapshot.nbytes)
-            self._stale.set(now_us > snapshot.stale_after_us)
+            self._age.set(max((now_us - snapshot.run.cutoff_us) / 1e6 for snapshot in held))
+            self._rows.set(sum(len(snapshot.hashes) for snapshot in held))
+            self._bytes.set(sum(snapshot.nbytes for snapshot in held))
+            self._stale.set(any(now_us > snapshot.stale_after_us for snapshot in held))
 
-    def _refresh_once(self, policy: BatchPolicy) -> None:
+    def _refresh_once(self, wanted: Wanted) -> None:
         """In a thread: follow the pointer. Whatever goes wrong, what is in memory stays."""
+        job, output = wanted
+        held = self._snapshots.get(wanted)
         try:
             with redis.Redis.from_url(
                 self._url, socket_timeout=self._timeout_s, socket_connect_timeout=self._timeout_s
             ) as client:
-                pointer = cast(bytes | None, client.get(current_key(policy.job)))
+                pointer = cast(bytes | None, client.get(current_key(job)))
                 if pointer is None:
                     return
                 run = Run.from_json(pointer)
-                if self._snapshot is not None and run.run == self._snapshot.run.run:
+                if held is not None and run.run == held.run.run:
                     return
-                self._take(load(client, run, policy.output, self._max_rows, self._stop))
+                self._take(wanted, load(client, run, output, self._max_rows, self._stop))
         except (RedisError, OSError) as error:
-            self._refuse("unavailable", str(error))
+            self._refuse(wanted, "unavailable", str(error))
         except TooLarge as error:
-            self._refuse("too_large", str(error))
+            self._refuse(wanted, "too_large", str(error))
         except (RunLost, ValueError, KeyError, TypeError) as error:
-            self._refuse("damaged", str(error))
+            self._refuse(wanted, "damaged", str(error))
 
-    def _take(self, snapshot: Snapshot | None) -> None:
-        if snapshot is None:
+    def _take(self, wanted: Wanted, snapshot: Snapshot | None) -> None:
+        if snapshot is None or wanted not in self._wanted:
             return
-        self._snapshot = snapshot
-        self._refused = ""
+        self._snapshots = {**self._snapshots, wanted: snapshot}
+        self._refused.pop(wanted, None)
         self._loads.labels("loaded").inc()
         log.info("batch scores loaded", run=snapshot.run.run, rows=len(snapshot.hashes), bytes=snapshot.nbytes)
 
-    def _refuse(self, outcome: str, reason: str) -> None:
+    def _refuse(self, wanted: Wanted, outcome: str, reason: str) -> None:
         self._loads.labels(outcome).inc()
-        if reason != self._refused:
-            self._refused = reason
-            kept = None if self._snapshot is None else self._snapshot.run.run
+        if reason != self._refused.get(wanted):
+            self._refused[wanted] = reason
+            kept = self._snapshots[wanted].run.run if wanted in self._snapshots else None
             log.warning("batch scores not refreshed", outcome=outcome, reason=reason, kept=kept)
 
 

@@ -50,6 +50,10 @@ class Batcher(Generic[T]):
         """How many wait."""
         return len(self._waiting)
 
+    @property
+    def busy(self) -> bool:
+        return bool(self._waiting or self._running)
+
     def add(self, items: Iterable[T]) -> None:
         self._waiting.extend(items)
         self.look()

@@ -63,6 +63,10 @@ class Circuit:
             self._task.cancel()
             await asyncio.wait([self._task])
 
+    def silence(self) -> None:
+        """From now on its health is nobody's: it was replaced."""
+        self._health = Health()
+
     async def _recover(self) -> None:
         while True:
             try:

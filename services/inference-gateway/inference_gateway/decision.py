@@ -53,17 +53,19 @@ class Decision:
 
     __slots__ = (
         "batch", "decided_at_us", "features_us", "inputs", "lag_ms", "model_us", "queue_us", "reason", "record_us",
-        "rules", "score", "source", "total_us", "vector", "verdict",
+        "release", "rules", "score", "source", "total_us", "vector", "verdict",
     )  # fmt: skip
 
     def __init__(
         self,
+        release: str,
         verdict: int,
         score: float,
         source: int,
         reason: str = "",
         rules: Sequence[str] = (),
     ) -> None:
+        self.release = release
         self.verdict, self.score, self.source, self.reason, self.rules = verdict, score, source, reason, rules
         self.decided_at_us = 0
         self.batch: BatchScore | None = None
@@ -94,12 +96,12 @@ class Decider:
 
     def by_model(self, scores: NDArray[np.float32]) -> list[Decision]:
         """One decision a score. Raises ValueError where a score is not a probability."""
-        source = Source.MODEL.value
+        release, source = self.release, Source.MODEL.value
         if len(scores) < _FEW:
             # NumPy's fixed price is higher than that of a few comparisons.
-            return [Decision(int(verdict(s, self._thresholds)), s, source) for s in scores.tolist()]
+            return [Decision(release, int(verdict(s, self._thresholds)), s, source) for s in scores.tolist()]
         found = verdicts(scores, self._thresholds).tolist()
-        return [Decision(v, s, source) for v, s in zip(found, scores.tolist(), strict=True)]
+        return [Decision(release, v, s, source) for v, s in zip(found, scores.tolist(), strict=True)]
 
     def without_model(
         self, vector: NDArray[np.float32], usable: NDArray[np.bool_], reason: str, batch: BatchScore | None = None
@@ -107,8 +109,7 @@ class Decider:
         """By the rules whose features are `usable` (bool[F]), and the batch score where there is one."""
         fallback = self._rules.score(vector, usable, None if batch is None else batch.score)
         source = Source.BATCH_SCORE if fallback.batch else Source.RULES
-        decision = Decision(
-            int(fallback.verdict(self._thresholds)), fallback.score, source.value, reason, fallback.rules
-        )
+        decided = int(fallback.verdict(self._thresholds))
+        decision = Decision(self.release, decided, fallback.score, source.value, reason, fallback.rules)
         decision.batch = batch
         return decision

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 
 from feature_store.online import OnlineFeatures
 from service_kit.health import Health
@@ -11,6 +12,7 @@ from service_kit.health import Health
 from inference_gateway.circuit import Circuit
 
 _NOBODY = b"\0" * 16
+_LAST_CALLS_S = 1.0
 
 
 class FeatureAccess:
@@ -21,10 +23,8 @@ class FeatureAccess:
         connect: Callable[[], Awaitable[OnlineFeatures]],
         health: Health,
         store: OnlineFeatures | None,
-        views: Sequence[str] = (),
     ) -> None:
         self._connect = connect
-        self._views = views
         self._store = store
         self._returned: list[Callable[[], None]] = []
         self._circuit = Circuit(
@@ -46,12 +46,19 @@ class FeatureAccess:
             raise RuntimeError("the feature store was never reached")
         return self._store
 
+    async def replace(self, new: OnlineFeatures) -> None:
+        """From the next read on by `new`; calls under way are finished by the old store."""
+        old, self._store = self._store, new
+        if old is not None:
+            await asyncio.sleep(_LAST_CALLS_S)
+            await old.close()
+
     async def warm_up(self) -> None:
         """Read every view once, so that the first request does not pay for what Python does the first time."""
         if self.usable:
             now_us = time.time_ns() // 1_000
-            for view in self._views:
-                await self.store.read(view, ["trine-warm-up"], now_us)
+            for view in self.store.plan.views:
+                await self.store.read(view.name, ["trine-warm-up"], now_us)
 
     def failed(self, reason: str) -> None:
         """A call failed: nobody calls until a probe has worked."""

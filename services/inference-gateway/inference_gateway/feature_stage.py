@@ -13,15 +13,15 @@ from service_kit.logs import get_logger
 
 from inference_gateway.answering import EVENTS, Answering
 from inference_gateway.batcher import Batcher
-from inference_gateway.decision import Decider, Reason
+from inference_gateway.decision import Reason
 from inference_gateway.errors import InvalidRequest, NotRecorded, PayloadConflict, SpoolError
 from inference_gateway.feature_access import FeatureAccess
 from inference_gateway.gateway_metrics import GatewayMetrics
-from inference_gateway.model_stage import ModelStage
 from inference_gateway.recorder import Group, Recorder
 from inference_gateway.reply_memory import unpack
+from inference_gateway.serving import Servings
 from inference_gateway.spool_format import Message
-from inference_gateway.work import Work
+from inference_gateway.work import Read, Work
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.002, 0.02
 #: An answer of the first request is waited for until this long before the deadline.
@@ -37,22 +37,21 @@ class FeatureStage:
         self,
         access: FeatureAccess,
         recorder: Recorder,
-        model: ModelStage,
+        servings: Servings,
         answering: Answering,
-        decider: Decider,
         metrics: GatewayMetrics,
         spawn: Callable[..., asyncio.Task[None]],
         *,
         lanes: int,
         max_requests: int,
     ) -> None:
-        self._access, self._recorder, self._model, self._answering = access, recorder, model, answering
-        self._decider, self._metrics, self._spawn = decider, metrics, spawn
+        self._access, self._recorder, self._servings, self._answering = access, recorder, servings, answering
+        self._metrics, self._spawn = metrics, spawn
         # While a batch waits for the model, reading one more would only make it two small ones.
         self._batcher: Batcher[Work] = Batcher(
-            self._run, lanes=lanes, max_items=max_requests, held=lambda: model.waiting > 0, together=True
+            self._run, lanes=lanes, max_items=max_requests, held=lambda: servings.waiting > 0, together=True
         )
-        model.on_taken(self._batcher.look)
+        servings.on_taken(self._batcher.look)
 
     def __len__(self) -> int:
         """How many requests wait."""
@@ -80,12 +79,13 @@ class FeatureStage:
             self._answering.without_model(works, Reason.FEATURES_DOWN)
             return
         group = self._write(works)
-        if group is None and self._decider.refuses_unrecorded:
+        if group is None and not (works := [w for w in works if not w.answered]):
             return
         written = time.perf_counter()
         void: list[int] = []
+        store = self._access.store
         try:
-            read = await self._access.store.read_and_append([w.request.features for w in works])
+            read = await store.read_and_append([w.request.features for w in works])
         except StoreUnavailable as error:
             self._access.failed(str(error))
             self._settle(group)
@@ -101,9 +101,9 @@ class FeatureStage:
         record_us, features_us = int((written - began) * 1e6), int((done - written) * 1e6)
         for w in works:
             w.record_us, w.features_us = record_us, features_us
-        whole, lost = self._sort(works, read, void)
+        whole, lost = self._sort(works, read, store.plan.fingerprint, void)
         if whole:
-            self._model.ask(whole)
+            self._servings.ask(whole)
         # After the call to the model is on its way: Kafka is in no hurry.
         self._settle(group, void)
         if lost:
@@ -117,9 +117,8 @@ class FeatureStage:
         except SpoolError as error:
             for w in works:
                 w.unrecorded = True
-            if self._decider.refuses_unrecorded:
-                self._metrics.unrecorded.inc(len(works))
-                for w in works:
+                if w.serving.decider.refuses_unrecorded:
+                    self._metrics.unrecorded.inc()
                     self._answering.fail(
                         w,
                         NotRecorded(f"the transaction could not be recorded: {error}", "", w.request.features.event_id),
@@ -133,17 +132,30 @@ class FeatureStage:
         if group is not None:
             self._recorder.settle(group, void)
 
-    def _sort(self, works: Sequence[Work], read: BatchRead, void: list[int]) -> tuple[list[Work], list[Work]]:
-        """Deal with what the ledger says; returns new requests with whole vectors, and those with lost features."""
+    def _sort(
+        self, works: Sequence[Work], read: BatchRead, plan: str, void: list[int]
+    ) -> tuple[list[Work], list[Work]]:
+        """Deal with what the ledger says; returns new requests with whole vectors, and those with lost features.
+
+        `plan`: fingerprint of the plan that was read.
+        """
         whole: list[Work] = []
         lost: list[Work] = []
         vectors, usable, lags = read.vectors, read.usable.tolist(), read.lag_ms.tolist()
+        shadowed = self._answering.shadow is not None
         for i, w in enumerate(works):
             outcome = read.outcomes[i]
             if outcome is Judged.NEW:
                 w.lag_ms = lags[i]
                 w.vector, w.usable, w.inputs = vectors[i], read.feature_usable[i], read.inputs[i]
-                if usable[i]:
+                whole_vector = usable[i]
+                if shadowed:
+                    w.read = Read(w.vector, w.usable, w.inputs, plan)
+                if (part := w.serving.parts[plan]) is not None:
+                    w.vector, w.usable = vectors[i][part.columns], w.usable[part.columns]
+                    w.inputs = [read.inputs[i][v] for v in part.views]
+                    whole_vector = bool(w.usable.all())
+                if whole_vector:
                     whole.append(w)
                 else:
                     w.vector = np.where(w.usable, w.vector, np.float32("nan"))

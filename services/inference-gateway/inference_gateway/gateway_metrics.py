@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from prometheus_client import Counter, Histogram
 from service_kit.logs import get_logger
@@ -16,22 +16,26 @@ from inference_gateway.recorder import Recorder
 log = get_logger(__name__)
 
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
-_VERDICTS = {1: "approve", 2: "review", 3: "deny"}
+VERDICTS = {1: "approve", 2: "review", 3: "deny"}
 _SOURCES = {s.value: s.name.lower() for s in Source}
 
 
 class GatewayMetrics:
     """Made once a process."""
 
-    def __init__(self, metrics: Metrics, release: str) -> None:
-        self._release = release
-        self._counters: dict[tuple[int, int, str], list[Counter]] = {}
+    def __init__(self, metrics: Metrics) -> None:
+        self._counters: dict[tuple[str, int, int, str], list[Counter]] = {}
+        self._by_release: dict[str, tuple[Histogram, Histogram]] = {}
         self._decisions = metrics.counter("decisions_total", "Transactions decided", ["source", "verdict", "release"])
         self._fallbacks = metrics.counter("fallbacks_total", "Transactions the model did not answer", ["reason"])
         self._rejected = metrics.counter("rejected_total", "Transactions without a decision", ["reason", "field"])
         self.repeated = metrics.counter("repeated_total", "Requests given the stored answer of an equal one")
         self.unrecorded = metrics.counter("unrecorded_total", "Transactions recorded neither in the spool nor in Kafka")
-        self._latency = metrics.histogram("decision_seconds", "Arrival to reply, by request")
+        self._latency = metrics.histogram("decision_seconds", "Arrival to reply, by request", ["release"])
+        self._scores = metrics.histogram(
+            "score_ratio", "Scores of what was decided", ["release"],
+            buckets=(0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 0.97, 0.99, 1.0),
+        )  # fmt: skip
         self._stages = metrics.histogram("stage_seconds", "Time in a stage, by micro-batch", ["stage"])
         self.feature_stage = self._stages.labels("features")
         self.model_stage = self._stages.labels("model")
@@ -50,18 +54,21 @@ class GatewayMetrics:
         self._delivered = metrics.counter("kafka_delivered_total", "Messages acknowledged by Kafka")
         self._refused = metrics.counter("kafka_refused_total", "Times Kafka refused a message for good")
         self._seen = (0, 0)
-        info = metrics.gauge("release_info", "The release in use", ["release"], across="max")
-        info.labels(release).set(1)
+        self._info = metrics.gauge("release_info", "1 while in use, and as what", ["release", "role"], across="max")
+        self._roles: dict[str, str] = {}
 
     def answered(self, decisions: Sequence[Decision]) -> None:
-        """A batch was answered."""
-        counts: dict[tuple[int, int, str], int] = {}
+        """A batch was answered, by one release."""
+        counts: dict[tuple[str, int, int, str], int] = {}
         lag_ms = 0
+        release = decisions[0].release
         for d in decisions:
-            kind = (d.source, d.verdict, d.reason)
+            kind = (release, d.source, d.verdict, d.reason)
             counts[kind] = counts.get(kind, 0) + 1
             lag_ms = max(lag_ms, d.lag_ms)
-        _observe_all(self._latency, [d.total_us / 1e6 for d in decisions])
+        seconds, scores = self._by_release.get(release) or self._make_histograms(release)
+        _observe_all(seconds, [d.total_us / 1e6 for d in decisions])
+        _observe_all(scores, [d.score for d in decisions])
         for kind, n in counts.items():
             for counter in self._counters.get(kind) or self._make_counters(kind):
                 counter.inc(n)
@@ -69,9 +76,21 @@ class GatewayMetrics:
         if lag_ms > 0:
             self._lag.observe(lag_ms / 1e3)
 
-    def _make_counters(self, kind: tuple[int, int, str]) -> list[Counter]:
-        source, verdict, reason = kind
-        counters = [self._decisions.labels(_SOURCES[source], _VERDICTS[verdict], self._release)]
+    def serve(self, roles: Mapping[str, str]) -> None:
+        """These releases are in use now: by id current, canary or shadow."""
+        for release, role in self._roles.items():
+            self._info.labels(release, role).set(0)
+        for release, role in roles.items():
+            self._info.labels(release, role).set(1)
+        self._roles = dict(roles)
+
+    def _make_histograms(self, release: str) -> tuple[Histogram, Histogram]:
+        found = self._by_release[release] = (self._latency.labels(release), self._scores.labels(release))
+        return found
+
+    def _make_counters(self, kind: tuple[str, int, int, str]) -> list[Counter]:
+        release, source, verdict, reason = kind
+        counters = [self._decisions.labels(_SOURCES[source], VERDICTS[verdict], release)]
         if reason:
             counters.append(self._fallbacks.labels(reason))
         self._counters[kind] = counters

@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import sys
 
+import redis
 from feature_store.online import OnlineFeatures, StoreMisconfigured, StoreUnavailable
 from model_release.errors import ReleaseError
 from model_release.release import Release, list_request_releases, open_release
+from model_release.rollout import Pointer
+from model_release.rollout_store import RolloutStore, process_name
 from service_kit.grpc_server import GrpcServer
 from service_kit.http_server import HttpServer
 from service_kit.logs import get_logger
@@ -22,17 +25,23 @@ from inference_gateway.gateway_metrics import GatewayMetrics
 from inference_gateway.grpc_service import SERVICE, ScoringService
 from inference_gateway.kafka_producer import KafkaProducer, Topic, TopicMismatch
 from inference_gateway.model_server import TorchServeClient
+from inference_gateway.plans import plan_to_read
 from inference_gateway.prediction_reads import PredictionReads
 from inference_gateway.prediction_service import SERVICE as PREDICTIONS
 from inference_gateway.prediction_service import PredictionServicer, prediction_router
+from inference_gateway.reading import Reading
 from inference_gateway.recorder import Recorder
 from inference_gateway.rest_service import build_app
+from inference_gateway.rollout_follower import RolloutFollower, first_pointer
 from inference_gateway.scorer import Scorer
 from inference_gateway.settings import GatewaySettings
+from inference_gateway.shadow import Shadows
 from inference_gateway.spool import Spool, adopt_orphans
+from inference_gateway.staged import StagedReleases
 from inference_gateway.transaction_adapter import DECISION_MESSAGE, TransactionAdapter, UnsupportedPlan
 
 DECISIONS_TOPIC = "trine.decisions"
+POINTER_FILE = "pointer.json"
 _MAX_UNARY_BYTES = 65_536
 
 log = get_logger(__name__)
@@ -40,12 +49,20 @@ log = get_logger(__name__)
 
 async def start(life: Lifecycle, settings: GatewaySettings) -> None:
     """Build and start everything; what is registered last is stopped first."""
-    release = choose_release(settings)
-    plan = release.plan
-    metrics = GatewayMetrics(life.metrics, release.id)
+    chosen = choose_release(settings)
+    rollouts = RolloutStore(redis.Redis.from_url(settings.redis_url, socket_timeout=1.0, socket_connect_timeout=1.0))
+    kept = settings.spool_dir / POINTER_FILE
+    pointer, found_in = await asyncio.to_thread(first_pointer, rollouts, chosen, kept)
+    release = chosen if pointer.current == chosen.id else current_release(settings, pointer)
+    log.info("release", current=release.id, generation=pointer.generation, pointer_from=found_in)
+    staged = StagedReleases(settings.releases, release.manifest.model, release)
+    await asyncio.to_thread(staged.look)
+    reading = Reading(await asyncio.to_thread(plan_to_read, release, staged, rollouts), settings)
+    plan = reading.plan
+    metrics = GatewayMetrics(life.metrics)
 
     try:
-        adapter = TransactionAdapter(plan, settings.shards, release.id, live=settings.live)
+        adapter = TransactionAdapter(plan, settings.shards, live=settings.live)
         index = ProcessSettings().index or 0
         if index == 0 and (files := adopt_orphans(settings.spool_dir, settings.processes)):
             log.info("took over what processes of an earlier run had left", files=files)
@@ -70,38 +87,27 @@ async def start(life: Lifecycle, settings: GatewaySettings) -> None:
     life.on_stop("recorder", lambda: recorder.close(10.0), deadline_s=15.0)
     life.task("recorder", recorder.run())
 
-    async def connect() -> OnlineFeatures:
-        return await OnlineFeatures.connect(
-            settings.redis_url,
-            plan,
-            settings.shards,
-            timeout_s=settings.redis_timeout_ms / 1_000,
-            lease_ms=settings.lease_ms,
-            ledger_ttl_ms=settings.ledger_ttl_s * 1_000,
-        )
-
     store: OnlineFeatures | None = None
     try:
-        store = await connect()
+        store = await reading.connect()
     except StoreMisconfigured as error:
         raise StartRefused(str(error)) from error
     except StoreUnavailable as error:
         log.warning("started without features", reason=str(error))
-    access = FeatureAccess(connect, life.health, store, [view.name for view in plan.views])
+    access = FeatureAccess(reading.connect, life.health, store)
     life.on_stop("features", access.close)
 
     batch_scores = BatchScores(
         settings.redis_url,
-        release.manifest.policy.batch,
         life.metrics,
         refresh_s=settings.batch_scores_refresh_s,
         max_rows=settings.batch_scores_max_rows,
     )
+    server = TorchServeClient(settings.torchserve_grpc)
     scorer = Scorer(
         adapter,
-        release,
         access,
-        TorchServeClient(settings.torchserve_grpc),
+        server,
         recorder,
         life.health,
         metrics,
@@ -109,8 +115,19 @@ async def start(life: Lifecycle, settings: GatewaySettings) -> None:
         settings.tuning,
         batch_scores,
     )
+    shadows = Shadows(
+        settings.kafka_client, server, adapter, life.metrics, lambda: scorer.overloaded, max_rows=settings.max_batch
+    )
+    follower = RolloutFollower(
+        process_name(), pointer, reading, access, staged, rollouts, kept, scorer, batch_scores, shadows, life.health,
+        metrics, every_s=settings.rollout_refresh_s,
+    )  # fmt: skip
+    follower.begin(release)
     life.on_stop("model", scorer.close)
+    life.on_stop("shadows", shadows.close)
+    life.on_stop("report", follower.withdraw)
     life.task("watch", scorer.watch())
+    life.task("rollout", follower.follow())
     life.task("batch scores", batch_scores.refresh())
     life.on_stop("scorer", scorer.drain, deadline_s=10.0)
 
@@ -159,6 +176,17 @@ def choose_release(settings: GatewaySettings) -> Release:
     if not opened:
         raise StartRefused("; ".join(problems) or f"no release in {settings.releases}; make one with `trine train`")
     return max(opened, key=lambda release: release.manifest.created_at)
+
+
+def current_release(settings: GatewaySettings, pointer: Pointer) -> Release:
+    """The release that serves according to the pointer. Raises StartRefused: what was not promoted must not answer."""
+    try:
+        return open_release(settings.releases / pointer.current)
+    except ReleaseError as error:
+        raise StartRefused(
+            f"{pointer.current} is the current release of {pointer.model} (generation {pointer.generation}) and cannot"
+            f" be opened here: {error}; stage it, or promote another where it is staged"
+        ) from error
 
 
 async def check_topics(producer: KafkaProducer, shards: int) -> None:

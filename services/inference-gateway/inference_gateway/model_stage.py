@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from model_release.release import Release
@@ -32,14 +32,15 @@ class ModelStage:
         lanes: int,
         max_rows: int,
         min_s: float,
+        part: str = "model",
+        unchecked: str | None = "not checked yet",
     ) -> None:
+        """`part`: of the health. `unchecked`: why the server cannot be used before its check; None: it was checked."""
         self._server, self._release, self._answering, self._metrics = server, release, answering, metrics
         self._min_s = min_s
         self._taken: Callable[[], None] = lambda: None
         self._batcher: Batcher[Work] = Batcher(self._call, lanes=lanes, max_items=max_rows)
-        self._circuit = Circuit(
-            "model", self._check, health, every_s=0.2, probe_timeout_s=10.0, start_open="not checked yet"
-        )
+        self._circuit = Circuit(part, self._check, health, every_s=0.2, probe_timeout_s=10.0, start_open=unchecked)
 
     @property
     def waiting(self) -> int:
@@ -54,7 +55,7 @@ class ModelStage:
     def usable(self) -> bool:
         return not self._circuit.open
 
-    def ask(self, works: list[Work]) -> None:
+    def ask(self, works: Sequence[Work]) -> None:
         """Score requests whose vectors are whole."""
         if self._circuit.open:
             self._answering.without_model(works, Reason.MODEL_DOWN)
@@ -64,9 +65,16 @@ class ModelStage:
     async def idle(self) -> None:
         await self._batcher.idle()
 
+    def retire(self) -> None:
+        """Another takes its place: it finishes what it has, and says nothing of the health any more."""
+        self._circuit.silence()
+
+    @property
+    def busy(self) -> bool:
+        return self._batcher.busy
+
     async def close(self) -> None:
         await self._circuit.close()
-        await self._server.close()
 
     async def _check(self) -> None:
         await self._server.check(self._release)

@@ -20,7 +20,7 @@ from service_kit.logs import get_logger
 from inference_gateway.answering import Answering
 from inference_gateway.batch_scores import BatchScores
 from inference_gateway.deadline import DeadlinePolicy, DeadlineWheel
-from inference_gateway.decision import Decider, Reason, Request
+from inference_gateway.decision import Reason, Request
 from inference_gateway.errors import GatewayError
 from inference_gateway.feature_access import FeatureAccess
 from inference_gateway.feature_stage import FeatureStage, conflict
@@ -29,7 +29,9 @@ from inference_gateway.model_server import ModelServer
 from inference_gateway.model_stage import ModelStage
 from inference_gateway.recorder import Recorder
 from inference_gateway.reply_memory import ReplyMemory
+from inference_gateway.serving import MakeStage, Servings
 from inference_gateway.settings import Tuning
+from inference_gateway.shadow import Shadow
 from inference_gateway.transaction_adapter import TransactionAdapter
 from inference_gateway.work import Job, Work
 
@@ -42,7 +44,6 @@ class Scorer:
     def __init__(
         self,
         adapter: TransactionAdapter,
-        release: Release,
         access: FeatureAccess,
         server: ModelServer,
         recorder: Recorder,
@@ -53,21 +54,19 @@ class Scorer:
         batch_scores: BatchScores | None = None,
     ) -> None:
         self.adapter = adapter
-        self._deadlines, self._max_waiting = deadlines, tuning.max_waiting
+        self._deadlines, self._max_waiting, self._max_batch = deadlines, tuning.max_waiting, tuning.max_batch
         self._access, self._recorder, self._metrics, self._health = access, recorder, metrics, health
         self._tasks: set[asyncio.Task[None]] = set()
         self._turned_away: list[Work] = []
-        decider = Decider(release)
-        self._refuses_unrecorded = decider.refuses_unrecorded
+        self.server = server
         self._memory = ReplyMemory(access)
-        self._answering = Answering(adapter, decider, recorder, self._memory, metrics, self._spawn, batch_scores)
-        self._model = ModelStage(
-            server, release, self._answering, health, metrics,
-            lanes=tuning.model_lanes, max_rows=tuning.max_batch, min_s=deadlines.model_min_s,
-        )  # fmt: skip
+        self._answering = Answering(adapter, recorder, self._memory, metrics, self._spawn)
+        #: What answers; to be told by `use` before the first request.
+        self.servings = Servings(self._stage(health, tuning), health, batch_scores)
         self._features = FeatureStage(
-            access, recorder, self._model, self._answering, decider, metrics, self._spawn,
-            lanes=tuning.feature_lanes, max_requests=tuning.max_batch,        )  # fmt: skip
+            access, recorder, self.servings, self._answering, metrics, self._spawn,
+            lanes=tuning.feature_lanes, max_requests=tuning.max_batch,
+        )  # fmt: skip
         self._wheel: DeadlineWheel[Work] = DeadlineWheel(self._overdue)
 
     def submit(
@@ -84,12 +83,13 @@ class Scorer:
         answer_by = now + self._deadlines.answer_within(remaining_s, self._wheel.lag_s)
         room = self._max_waiting - len(self._features)
         fresh: list[Work] = []
+        of = self.servings.of
         for index, request in enumerate(requests):
             if isinstance(request, GatewayError):
                 self._metrics.rejected(request)
                 job.put(index, request)
                 continue
-            work = Work(request, job, index, now, answer_by)
+            work = Work(request, of(request.kafka_key), job, index, now, answer_by)
             if not self._is_repeat(work):
                 self._memory.enter(work)
                 fresh.append(work)
@@ -103,6 +103,15 @@ class Scorer:
         self._features.add(fresh)
         return job
 
+    def shadow(self, shadow: Shadow | None) -> None:
+        """Tell it of every decision from now on; None: nobody."""
+        self._answering.shadow = shadow
+
+    @property
+    def overloaded(self) -> bool:
+        """More waits than one batch takes."""
+        return len(self._features) > self._max_batch
+
     async def room_for(self, count: int) -> None:
         """Wait until `count` more requests fit; for callers that would rather wait than get a fallback."""
         while len(self._features) + count > max(self._max_waiting // 2, count):
@@ -114,18 +123,19 @@ class Scorer:
             await self._access.warm_up()
         except StoreUnavailable as error:
             log.warning("not warmed up", reason=str(error))
-        self._answering.warm_up()
+        self._answering.warm_up(self.servings.current)
 
     async def drain(self) -> None:
         """Until all that was submitted is answered and remembered."""
         await self._features.idle()
-        await self._model.idle()
+        await self.servings.idle()
         while self._tasks:
             await asyncio.wait(self._tasks)
         await self._memory.idle()
 
     async def close(self) -> None:
-        await self._model.close()
+        await self.servings.close()
+        await self.server.close()
 
     async def watch(self) -> None:
         """Feed gauges and health, for ever."""
@@ -139,11 +149,22 @@ class Scorer:
             if self._recorder.refusing is None:
                 self._health.unblock("recording")
                 self._health.restore("recording")
-            elif self._refuses_unrecorded:
+            elif self.servings.current.decider.refuses_unrecorded:
                 self._health.block("recording", self._recorder.refusing)
             else:
                 self._health.degrade("recording", self._recorder.refusing)
+            await self.servings.tidy()
             await asyncio.sleep(0.5)
+
+    def _stage(self, health: Health, tuning: Tuning) -> MakeStage:
+        def make(release: Release, part: str, unchecked: str | None) -> ModelStage:
+            return ModelStage(
+                self.server, release, self._answering, health, self._metrics,
+                lanes=tuning.model_lanes, max_rows=tuning.max_batch, min_s=self._deadlines.model_min_s,
+                part=part, unchecked=unchecked,
+            )  # fmt: skip
+
+        return make
 
     def _turn_away(self, works: list[Work]) -> None:
         """Overload: answered by the fallback, all of one turn of the loop in one write."""

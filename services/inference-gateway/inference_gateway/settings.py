@@ -18,7 +18,8 @@ class GatewaySettings(KafkaSettings):
     redis_url: str = "redis://127.0.0.1:6379/0"
     #: HOST:PORT of TorchServe's gRPC inference API.
     torchserve_grpc: str = "127.0.0.1:7070"
-    #: Folder of releases, and which of them; without a name the one made last that can be opened.
+    #: Folder of releases, and which of them serves where no pointer says so yet (`trine release promote` moves it);
+    #: without a name the one made last that can be opened.
     releases: Path = Path("releases")
     release: str = ""
     host: str = "0.0.0.0"
@@ -49,6 +50,8 @@ class GatewaySettings(KafkaSettings):
     #: a process holds in memory (12 bytes each, three times that while one is loaded); a larger run is not taken.
     batch_scores_refresh_s: float = Field(5.0, gt=0)
     batch_scores_max_rows: int = Field(20_000_000, ge=1)
+    #: How often the pointer to the releases in use is read.
+    rollout_refresh_s: float = Field(0.5, gt=0, le=10)
     #: How long an answer is kept for repeats of its request.
     ledger_ttl_s: int = Field(3_600, ge=1)
     #: How long the process that began with a request has before another takes over.

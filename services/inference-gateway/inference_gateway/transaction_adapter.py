@@ -48,12 +48,27 @@ class TransactionAdapter:
         self,
         plan: FeaturePlan,
         shards: int,
-        release: str,
         *,
         live: bool = False,
         future_us: int = 5 * _MINUTE_US,
         past_us: int = 24 * 60 * _MINUTE_US,
     ) -> None:
+        self.key_by(plan)
+        #: The features of every release that answers, in the order of its vectors.
+        self.features: dict[str, tuple[str, ...]] = {}
+        self._shards = shards
+        self._live, self._future_us, self._past_us = live, future_us, past_us
+        self._step_us, self._latest_us = plan.max_step_us, 0
+
+    def key_by(self, plan: FeaturePlan) -> None:
+        """From the next request on, keys for this plan's entities. Raises UnsupportedPlan."""
+        self.check(plan)
+        self._customers = [e.name for e in plan.entities if e.key == "customer_id"]
+        self._terminals = [e.name for e in plan.entities if e.key == "terminal_id"]
+
+    @staticmethod
+    def check(plan: FeaturePlan) -> None:
+        """Raises UnsupportedPlan where a transaction lacks what the plan asks for."""
         if plan.source.message != EVENT_MESSAGE or not set(plan.source.fields) <= {"amount"}:
             raise UnsupportedPlan(
                 f"plan {plan.model}: source {plan.source.name} carries {plan.source.message} with fields"
@@ -61,13 +76,6 @@ class TransactionAdapter:
             )
         if strange := [e.name for e in plan.entities if e.key not in _ENTITY_FIELDS]:
             raise UnsupportedPlan(f"plan {plan.model}: entities {strange} are keyed by none of {_ENTITY_FIELDS}")
-        self._customers = [e.name for e in plan.entities if e.key == "customer_id"]
-        self._terminals = [e.name for e in plan.entities if e.key == "terminal_id"]
-        self._features = plan.features
-        self._shards = shards
-        self._release = release
-        self._live, self._future_us, self._past_us = live, future_us, past_us
-        self._step_us, self._latest_us = plan.max_step_us, 0
 
     # In
 
@@ -181,7 +189,7 @@ class TransactionAdapter:
     def response(self, request: Request, d: Decision) -> bytes:
         """The serialised ScoreTransactionResponse, without features."""
         m = scoring.ScoreTransactionResponse()
-        m.release = self._release
+        m.release = d.release
         m.transaction_id = request.features.event_id
         m.verdict, m.score, m.source = d.verdict, d.score, d.source  # type: ignore[assignment]  # numbers of the enums
         m.feature_lag_ms, m.fallback_reason = d.lag_ms, d.reason
@@ -198,7 +206,7 @@ class TransactionAdapter:
     def record(self, request: Request, d: Decision) -> bytes:
         """The serialised DecisionRecord; its record_us is what was known before it was written itself."""
         m = events.DecisionRecord()
-        m.release = self._release
+        m.release = d.release
         m.decision_id = request.features.event_id
         m.verdict, m.score, m.source = d.verdict, d.score, d.source  # type: ignore[assignment]  # numbers of the enums
         m.decided_at_us, m.feature_lag_ms, m.fallback_reason = d.decided_at_us, d.lag_ms, d.reason
@@ -225,7 +233,10 @@ class TransactionAdapter:
         """The response with the features that were read; nothing is added where they could not be read."""
         if vector is None:
             return response
-        values = {n: v for n, v in zip(self._features, vector.tolist(), strict=True) if v == v}
+        names = self.features.get(scoring.ScoreTransactionResponse.FromString(response).release, ())
+        if len(names) != len(vector):  # answered by a release that is not here any more
+            return response
+        values = {n: v for n, v in zip(names, vector.tolist(), strict=True) if v == v}
         return response + scoring.ScoreTransactionResponse(features=values).SerializeToString()
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from feature_store.online import ViewRead
@@ -12,6 +13,18 @@ from numpy.typing import NDArray
 from inference_gateway.decision import Request
 from inference_gateway.errors import GatewayError
 from inference_gateway.recorder import Group
+
+if TYPE_CHECKING:
+    from inference_gateway.serving import Serving
+
+
+class Read(NamedTuple):
+    """What was read for a request, before a release took its part: by the plan with this fingerprint."""
+
+    row: NDArray[np.float32]
+    usable: NDArray[np.bool_]
+    inputs: Sequence[ViewRead]
+    plan: str
 
 
 class Answer:
@@ -50,24 +63,43 @@ class Job:
 class Work:
     """A request between arrival and answer. Times: time.perf_counter() seconds; `_us`: microseconds by stage.
 
-    `group` is what recorded its event; `unrecorded`: nothing could. `usable`: which features of `vector` count;
-    None where no state was read. `followers`: equal requests that came meanwhile.
+    `serving`: the release that decides. `group` is what recorded its event; `unrecorded`: nothing could. `usable`:
+    which features of `vector` count; None where no state was read. `followers`: equal requests that came meanwhile.
+    `read`: what a shadow needs.
     """
 
     __slots__ = (
         "answer_by", "answered", "arrived", "features_us", "followers", "group", "index", "inputs", "job", "lag_ms",
-        "model_us", "queue_us", "record_us", "request", "unrecorded", "usable", "vector",
+        "model_us", "queue_us", "read", "record_us", "request", "serving", "unrecorded", "usable", "vector",
     )  # fmt: skip
 
-    def __init__(self, request: Request, job: Job, index: int, arrived: float, answer_by: float) -> None:
-        self.request, self.job, self.index = request, job, index
+    def __init__(
+        self, request: Request, serving: Serving, job: Job, index: int, arrived: float, answer_by: float
+    ) -> None:
+        self.request, self.serving, self.job, self.index = request, serving, job, index
         self.arrived, self.answer_by = arrived, answer_by
         self.answered = False
         self.followers: list[tuple[Job, int]] | None = None
         self.group: Group | None = None
+        self.read: Read | None = None
         self.unrecorded = False
         self.vector: NDArray[np.float32] | None = None
         self.usable: NDArray[np.bool_] | None = None
         self.inputs: Sequence[ViewRead] = ()
         self.lag_ms = 0
         self.queue_us = self.features_us = self.model_us = self.record_us = 0
+
+
+def by_serving(works: Sequence[Work]) -> Iterator[tuple[Serving, Sequence[Work]]]:
+    """`works` by the release that decides them; nearly always that is one."""
+    if not works:
+        return
+    first = works[0].serving
+    if all(w.serving is first for w in works):
+        yield first, works
+        return
+    groups: dict[str, list[Work]] = {}
+    for w in works:
+        groups.setdefault(w.serving.id, []).append(w)
+    for group in groups.values():
+        yield group[0].serving, group

@@ -16,6 +16,7 @@ import httpx
 import pytest
 import redis
 from confluent_kafka import Consumer, KafkaException, TopicPartition
+from feature_store.definitions import FeaturePlan
 from feature_store.updates import StateWriter
 from model_release import Release
 from prometheus_client.parser import text_string_to_metric_families
@@ -62,12 +63,12 @@ def transaction(
     return scoring.ScoreTransactionRequest(transaction=message)
 
 
-def build_state(url: str) -> None:
+def build_state(url: str, plan: FeaturePlan = PLAN) -> None:
     """All shards owned and empty, as after a worker's first start."""
     with redis.Redis.from_url(url) as client:
-        writer = StateWriter(client, PLAN, "test")
-        for entity in PLAN.entities:
-            writer.claim(entity.name, PLAN.topic_of(entity.name), "topic-of-test", range(SHARDS))
+        writer = StateWriter(client, plan, "test")
+        for entity in plan.entities:
+            writer.claim(entity.name, plan.topic_of(entity.name), "topic-of-test", range(SHARDS))
             writer.heartbeat(entity.name, dict.fromkeys(range(SHARDS), time.time_ns() // 1_000))
 
 

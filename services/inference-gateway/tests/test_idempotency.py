@@ -100,7 +100,7 @@ def test_what_a_killed_process_began_is_taken_over(new_gateway: NewGateway, stat
 
     gateway = new_gateway(redis_url=state)
     request = transaction()
-    features = TransactionAdapter(PLAN, 64, "any").request(request.transaction).features
+    features = TransactionAdapter(PLAN, 64).request(request.transaction).features
     with redis.Redis.from_url(state) as client:
         now = client.time()
         lease_end = now[0] * 1_000 + now[1] // 1_000 + 700

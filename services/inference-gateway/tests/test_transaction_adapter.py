@@ -22,7 +22,9 @@ from trine.scoring.v1 import scoring_pb2 as scoring
 
 from models.fraud.features import PLAN
 
-ADAPTER = TransactionAdapter(PLAN, 64, "fraud-0123456789ab")
+RELEASE = "fraud-0123456789ab"
+ADAPTER = TransactionAdapter(PLAN, 64)
+ADAPTER.features[RELEASE] = PLAN.features
 u32 = st.integers(0, 2**32 - 1)
 names = st.from_regex(r"[A-Za-z0-9._:-]{1,64}", fullmatch=True)
 float32s = st.floats(0, 1, width=32)
@@ -37,6 +39,7 @@ reads = st.builds(
 @st.composite
 def decisions(draw: st.DrawFn) -> Decision:
     d = Decision(
+        RELEASE,
         draw(st.integers(1, 3)), draw(float32s), draw(st.integers(1, 3)), draw(st.sampled_from(["", "deadline"])),
         draw(st.lists(names, max_size=2)),
     )  # fmt: skip
@@ -59,7 +62,7 @@ def test_a_record_is_what_protobuf_would_write(d: Decision) -> None:
     found = events.DecisionRecord.FromString(ADAPTER.record(request, d))
     expected = events.DecisionRecord(
         decision_id="tx-1", transaction=events.Transaction.FromString(request.event), verdict=d.verdict,  # type: ignore[arg-type]
-        score=d.score, source=d.source, release="fraud-0123456789ab", rules=d.rules,  # type: ignore[arg-type]
+        score=d.score, source=d.source, release=RELEASE, rules=d.rules,  # type: ignore[arg-type]
         vector=[] if d.vector is None else d.vector.tolist(), decided_at_us=d.decided_at_us, feature_lag_ms=d.lag_ms,
         latency=events.StageLatency(**latency(d)), fallback_reason=d.reason,
         inputs=[
@@ -154,11 +157,11 @@ def test_fingerprints_differ_where_payloads_do() -> None:
 def test_plans_that_a_transaction_cannot_feed_are_refused() -> None:
     other = replace(PLAN.source, message="trine.events.v1.Ping")
     with pytest.raises(UnsupportedPlan, match=r"trine\.events\.v1\.Ping"):
-        TransactionAdapter(replace(PLAN, source=other, views=()), 64, "r")
+        TransactionAdapter(replace(PLAN, source=other, views=()), 64)
     view = PLAN.views[0]
     cab = FeatureView("cab", Entity("cab", "cab_id"), view.source, view.aggregations, view.windows)
     with pytest.raises(UnsupportedPlan, match="cab"):
-        TransactionAdapter(replace(PLAN, views=(*PLAN.views, cab)), 64, "r")
+        TransactionAdapter(replace(PLAN, views=(*PLAN.views, cab)), 64)
 
 
 @settings(deadline=None)
