@@ -21,6 +21,8 @@ from urllib.parse import urlsplit
 
 from model_release import ReleaseError, list_request_releases, open_release
 from model_release.manifest import is_release_id
+from model_release.rollout_reporter import keep_reporting
+from model_release.rollout_store import REGISTRAR, ProcessReport, process_name
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 from service_kit.health import Health
@@ -49,6 +51,7 @@ class Settings(ServiceSettings):
     workers: int = Field(default=1, ge=1, description="worker processes of each release")
     interval_s: float = Field(default=1.0, gt=0, description="seconds between two looks")
     host: str = Field(default="0.0.0.0", description="address of the HTTP port")
+    redis_url: str = Field(default="", description="where to report what is loaded, for promotions; nowhere if empty")
     http_port: int | None = Field(default=None, description="port for /livez, /readyz, /metrics; none where not given")
 
 
@@ -67,6 +70,7 @@ class Registrar:
     def __init__(self, releases: Path, server: TorchServeAdmin, health: Health, metrics: Metrics) -> None:
         self._releases, self._server, self._health = releases, server, health
         self.loaded: set[str] = set()
+        self.reasons: dict[str, str] = {}
         self._refused: dict[str, _Refusal] = {}
         self._loaded_gauge = metrics.gauge("loaded_releases_state", "Releases that are served and verified")
         self._refused_gauge = metrics.gauge("refused_releases_state", "Releases in the folder that are refused")
@@ -127,11 +131,19 @@ class Registrar:
         log.error("release refused", release=name, reason=reason, again_in_s=pause_s or None)
         self._refused[name] = _Refusal(files, time.monotonic() + pause_s if pause_s else None, pause_s)
         self._health.degrade(name, reason)
+        self.reasons[name] = reason
         await self._server.unregister(name)
 
     def _forget(self, name: str) -> None:
         self._refused.pop(name, None)
+        self.reasons.pop(name, None)
         self._health.restore(name)
+
+
+def report_of(registrar: Registrar) -> ProcessReport:
+    """What is loaded, and what is refused with the reason; read by another thread, so from copies."""
+    releases = {**dict.fromkeys(list(registrar.loaded), ""), **dict(registrar.reasons)}
+    return ProcessReport(REGISTRAR, process_name(), releases=releases)
 
 
 async def start(life: Lifecycle, settings: Settings) -> None:
@@ -146,6 +158,8 @@ async def start(life: Lifecycle, settings: Settings) -> None:
             await registrar.look()
             await asyncio.sleep(settings.interval_s)
 
+    if settings.redis_url:
+        life.thread("report", lambda stop: keep_reporting(settings.redis_url, lambda: report_of(registrar), stop), 5)
     life.task("look", look_for_ever())
     if settings.http_port is not None:
         http = HttpServer(

@@ -56,6 +56,7 @@ class OutputSummary(_Record):
 class Manifest(_Record):
     """manifest.json. Times are UTC; `seconds` by stage; `forced`: the reason given for publishing nevertheless.
 
+    `generation`: of the model's pointer that named the release; 0 where the run named it itself, or there was none.
     outcome: `ready` when its rows are whole, then `published`, or `refused` where a check failed.
     """
 
@@ -64,6 +65,7 @@ class Manifest(_Record):
     job: str
     model: str
     release: str
+    generation: int = 0
     cutoff: datetime
     cutoff_us: int
     outcome: Outcome

@@ -1,4 +1,4 @@
-"""Which release a run scores with: the one that is named, or the newest of the job's model."""
+"""Which release a run scores with: the one that is named, else the pointer's current one, else the newest."""
 
 from __future__ import annotations
 
@@ -8,20 +8,27 @@ from pathlib import Path
 from model_release.errors import ReleaseError
 from model_release.manifest import MANIFEST_FILE
 from model_release.release import list_releases
+from model_release.rollout import Pointer
 
 from batch_scorer.errors import InputError
 from batch_scorer.job import BatchJob, OpenRelease
 
 
-def choose_release(job: BatchJob, releases: Path, named: str = "") -> OpenRelease:
+def choose_release(job: BatchJob, releases: Path, named: str = "", pointer: Pointer | None = None) -> OpenRelease:
     """The release, verified by the job's scoring. Raises InputError."""
-    folders = [releases / named] if named else _of_model(releases, job.model)
+    name = named or (pointer.current if pointer is not None else "")
+    folders = [releases / name] if name else _of_model(releases, job.model)
     if not folders:
         raise InputError(f"{releases}: has no release of model {job.model!r}; `trine train` makes one")
     try:
-        return job.scoring.open(max(folders, key=_created_at) if not named else folders[0])
+        return job.scoring.open(max(folders, key=_created_at) if not name else folders[0])
     except ReleaseError as error:
-        raise InputError(str(error)) from error
+        if named or pointer is None:
+            raise InputError(str(error)) from error
+        raise InputError(
+            f"{pointer.current} is the current release of {job.model} (generation {pointer.generation}) and cannot be"
+            f" opened here: {error}"
+        ) from error
 
 
 def _of_model(releases: Path, model: str) -> list[Path]:

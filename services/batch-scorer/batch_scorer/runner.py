@@ -27,6 +27,8 @@ import pyarrow as pa
 import redis
 from feature_store.source_files import DatasetError
 from feature_store.warehouse import Warehouse
+from model_release.rollout import Pointer
+from model_release.rollout_store import RolloutStore
 from service_kit.logs import get_logger
 
 from batch_scorer import spark_work
@@ -81,6 +83,7 @@ class _Runner:
         self._seconds: dict[str, float] = {}
         self._rows: dict[str, int] = {}
         self._files: dict[str, int] = {}
+        self._generation = 0
         self._lost = threading.Event()
         #: Ended by something that this code does not know: Spark's log is then worth keeping.
         self._unexplained = False
@@ -119,7 +122,8 @@ class _Runner:
             "score", lambda: work.score(blocks, parts, self._moved("score")), lambda m: sum(p.rows for p in m[0])
         )
         manifest = Manifest(
-            run=self._run_id, job=job.name, model=job.model, release=release.id, cutoff=utc(self._cutoff_us),
+            run=self._run_id, job=job.name, model=job.model, release=release.id, generation=self._generation,
+            cutoff=utc(self._cutoff_us),
             cutoff_us=self._cutoff_us, outcome="ready", who=self._who, forced=self._force,
             began=utc(self._began_us), population=population, rows=sum(part.rows for part in made), blocks=blocks,
             parts=made, checks=[], outputs={name: summary(found) for name, found in distributions.items()},
@@ -158,7 +162,7 @@ class _Runner:
         policy = self._client.config_get("maxmemory-policy").get("maxmemory-policy")
         if policy != "noeviction":
             raise StorageError(f"Redis has maxmemory-policy {policy!r}, which drops rows; set it to noeviction")
-        release = choose_release(self._job, self._settings.releases, self._settings.release)
+        release = choose_release(self._job, self._settings.releases, self._settings.release, self._pointer())
         folder.begin(self._who, self._cutoff_us)
         try:
             for need in self._job.needs:
@@ -166,6 +170,17 @@ class _Runner:
         except DatasetError as error:
             raise InputError(str(error)) from error
         return release
+
+    def _pointer(self) -> Pointer | None:
+        """Where the model's pointer stands; not asked where a release is named."""
+        if self._settings.release:
+            return None
+        try:
+            pointer = RolloutStore(self._client).read(self._job.model)
+        except ValueError as error:
+            raise StorageError(str(error)) from error
+        self._generation = pointer.generation if pointer is not None else 0
+        return pointer
 
     def _checked(
         self, work: spark_work.SparkWork, folder: Folder, manifest: Manifest, duplicates: int,

@@ -19,7 +19,8 @@ class BatchSettings(ServiceSettings):
     redis_url: str = "redis://127.0.0.1:6379/0"
     #: Folder or URI (s3://…) of the warehouse; runs are kept below its folder runs/.
     warehouse: str = "data"
-    #: Folder of releases, on every executor under the same path; and which of them, without a name the newest.
+    #: Folder of releases, on every executor under the same path; and which of them; without a
+    #: name the current one of the model's pointer, where there is none the newest.
     releases: Path = Path("releases")
     release: str = ""
     #: What `python -m batch_scorer.main` runs: a module with a `JOB`, and the cut-off, like 2018-08-08T00:00:00Z, or

@@ -19,10 +19,12 @@ from batch_scorer.runs import block_key
 from feature_store.source_files import DAY_US, day_name
 from feature_store.warehouse_store import WarehouseStore
 from model_release import open_release
+from model_release.rollout import Pointer, promoted
+from model_release.rollout_store import RolloutStore
 from model_release.scoring_module import load
 from prometheus_client.parser import text_string_to_metric_families
 from pyspark.sql import SparkSession
-from tests.batch_scene import CUSTOMERS, FIRST_DAY_US, MONDAY_US, TUESDAY_US, Scene
+from tests.batch_scene import CUSTOMERS, FIRST_DAY_US, MONDAY_US, TUESDAY_US, Scene, write_release
 from tests.shop_job import JOB, WrongGolden, one_amount_for_all, without_some
 
 
@@ -209,3 +211,25 @@ def test_a_column_that_a_job_promises_and_does_not_make(scene: Scene, spark: Spa
     with pytest.raises(Exception, match="price"):
         run_job(job, MONDAY_US, scene.settings())
     assert scene.folders() == []
+
+
+def test_a_run_scores_with_the_promoted_release_and_says_which_pointer_it_read(
+    scene: Scene, spark: SparkSession
+) -> None:
+    (first,) = scene.releases.iterdir()
+    newer = write_release(scene.releases, seed=4)
+    with scene.client() as client:
+        store = RolloutStore(client)
+        pointer = store.begin(Pointer(JOB.model, first.name))
+        monday = run_job(JOB, MONDAY_US, scene.settings())
+        assert (monday.release, monday.generation) == (first.name, 1)
+        store.move(pointer, promoted(pointer, newer.id), "test")
+        tuesday = run_job(JOB, TUESDAY_US, scene.settings())
+        assert (tuesday.release, tuesday.generation) == (newer.id, 2)
+        named = run_job(JOB, TUESDAY_US, scene.settings(release=first.name), force="compared")
+        assert (named.release, named.generation) == (first.name, 0)
+        gone = store.read(JOB.model)
+        assert gone is not None
+        store.move(gone, promoted(gone, f"{JOB.model}-000000000000"), "test")
+        with pytest.raises(InputError, match="generation 3"):
+            run_job(JOB, TUESDAY_US, scene.settings(), force="again")

@@ -53,6 +53,9 @@ DECISIONS = TopicDeclaration(
 )
 
 
+SHADOW_DECISIONS = DECISIONS.model_copy(update={"topic": "trine.shadow-decisions", "folder": "shadow-decisions"})
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class ArchivedTopic:
     """`descriptor` is None for raw records; `stream` is set for flat messages, which are decoded all at once.
@@ -72,11 +75,12 @@ class ArchivedTopic:
 
 
 def archived_topics(plan: FeaturePlan | None, declared: Iterable[TopicDeclaration] = ()) -> list[ArchivedTopic]:
-    """A plan's sources and re-keyed topics, the decisions, and those declared, which take precedence by topic.
+    """A plan's sources and re-keyed topics, the decisions, a shadow's apart, and those declared, which take precedence
+    by topic.
 
     Raises PlanUnsupported for a message without generated code or columns, and for two topics in one folder.
     """
-    found = {d.topic: _declared(d) for d in [DECISIONS, *declared]}
+    found = {d.topic: _declared(d) for d in [DECISIONS, SHADOW_DECISIONS, *declared]}
     if plan is not None:
         streams = PlanStreams.of(plan)
         for topic, stream in streams.sources.items():

@@ -9,11 +9,15 @@ import uuid
 import redis
 from feature_store import keys as names
 from feature_store.definitions import DefinitionError, FeaturePlan
+from feature_store.plan_union import fingerprints
 from feature_store.source_files import DatasetError
 from feature_store.updates import StateWriter
 from feature_store.warehouse import Warehouse
 from model_release.errors import ReleaseError
-from model_release.release import list_request_releases, open_release
+from model_release.kept_plan import first_release, kept_plan
+from model_release.rollout import Pointer
+from model_release.rollout_reporter import keep_reporting
+from model_release.rollout_store import WORKER, ProcessReport, RolloutStore, process_name
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 from service_kit.http_server import HttpServer, health_app
@@ -40,21 +44,28 @@ log = get_logger(__name__)
 SWITCH_INTERVAL_S = 0.001
 
 
-def plan_of(settings: WorkerSettings) -> FeaturePlan:
-    """The feature plan to run. Raises StartRefused."""
+def plan_of(settings: WorkerSettings, client: redis.Redis | None = None) -> FeaturePlan:
+    """The feature plan to run; `client`: where the pointer to the releases in use stands. Raises StartRefused."""
     try:
         if settings.plan_file is not None:
             return FeaturePlan.from_json(json.loads(settings.plan_file.read_text()))
         if settings.releases is None:
             raise StartRefused("set TRINE_WORKER_RELEASES to a folder of releases, or TRINE_WORKER_PLAN_FILE")
-        if settings.release:
-            return open_release(settings.releases / settings.release).plan
-        found = [open_release(path) for path in list_request_releases(settings.releases)]
-        if not found:
-            raise StartRefused(f"no release in {settings.releases}; make one with `trine train`")
-        return max(found, key=lambda release: release.manifest.created_at).plan
+        first = first_release(settings.releases, settings.release)
+        return kept_plan(settings.releases, first, pointer_of(client, first.manifest.model))
     except (OSError, ValueError, DefinitionError, ReleaseError) as error:
         raise StartRefused(str(error)) from error
+
+
+def pointer_of(client: redis.Redis | None, model: str) -> Pointer | None:
+    """Where the model's pointer stands; None where there is none, or Redis is away."""
+    if client is None:
+        return None
+    try:
+        return RolloutStore(client).read(model)
+    except redis.RedisError as error:
+        log.warning("the pointer to the release in use is not known", reason=str(error))
+        return None
 
 
 def refuse_eviction(client: redis.Redis) -> None:
@@ -79,7 +90,12 @@ async def start(life: Lifecycle, settings: WorkerSettings) -> None:
 
 
 async def start_features(life: Lifecycle, settings: WorkerSettings) -> None:
-    plan = plan_of(settings)
+    client = redis.Redis.from_url(
+        settings.redis_url, socket_timeout=5, socket_connect_timeout=2, retry=Retry(NoBackoff(), 0)
+    )
+    life.on_stop("redis", client.close)
+    refuse_eviction(client)
+    plan = plan_of(settings, client)
     try:
         streams = PlanStreams.of(plan)
     except PlanUnsupported as error:
@@ -88,11 +104,6 @@ async def start_features(life: Lifecycle, settings: WorkerSettings) -> None:
     metrics = WorkerMetrics(life.metrics)
     http = await _http(life, settings)
     admin = kafka.admin_client(settings)
-    client = redis.Redis.from_url(
-        settings.redis_url, socket_timeout=5, socket_connect_timeout=2, retry=Retry(NoBackoff(), 0)
-    )
-    life.on_stop("redis", client.close)
-    refuse_eviction(client)
     # Unique to this life: a writer that was killed and one that took its place are not the same.
     owner = f"{settings.worker_id}/{uuid.uuid4().hex[:12]}"
     onlooker = kafka.onlooker(settings, "rekey")
@@ -100,6 +111,8 @@ async def start_features(life: Lifecycle, settings: WorkerSettings) -> None:
         lambda: kafka.admin_client(settings), onlooker, streams, settings.shards, settings.heartbeat_s, life.health
     )
     state = StateStage(settings, streams, lambda: StateWriter(client, plan, owner), probe, admin, metrics, life.health)
+    report = ProcessReport(WORKER, process_name(), plan.model, keeps=fingerprints(plan))
+    life.thread("report", lambda stop: keep_reporting(settings.redis_url, lambda: report, stop), deadline_s=5)
     life.thread("progress", probe.run, deadline_s=15)
     follower = RebuildFollower(
         settings, streams, client, lambda: StateWriter(client, plan, owner, names.NEXT_POINTER), admin

@@ -20,7 +20,8 @@ class WorkerSettings(KafkaSettings):
 
     role: Literal["features", "archive"] = "features"
     redis_url: str = "redis://127.0.0.1:6379/0"
-    #: Folder of releases, and the one whose feature plan is run; without a name the one made last.
+    #: Folder of releases; the views of all that go together are kept, first those of the releases that the pointer
+    #: names. Where there is no pointer, those of this one, or of the one made last.
     releases: Path | None = None
     release: str = ""
     #: A feature plan as JSON, instead of a release's.

@@ -28,7 +28,14 @@ from stream_worker.archive_chunk import TopicLog, chunk_files
 from stream_worker.archive_columns import rows_of
 from stream_worker.archive_compaction import Compaction, CompactionPolicy, batches
 from stream_worker.archive_metrics import ArchiveMetrics
-from stream_worker.archive_topics import DECISIONS, ArchivedTopic, TopicDeclaration, archived_topics, raw_topic
+from stream_worker.archive_topics import (
+    DECISIONS,
+    SHADOW_DECISIONS,
+    ArchivedTopic,
+    TopicDeclaration,
+    archived_topics,
+    raw_topic,
+)
 from stream_worker.intake import Messages
 from stream_worker.streams import PlanUnsupported
 from tests.stream_scene import DAY_US, START_US, make_plan
@@ -151,7 +158,7 @@ def test_what_cannot_be_declared() -> None:
         declared = TopicDeclaration.model_validate({**right, "time": "event_time_us", **wrong})
         with pytest.raises(PlanUnsupported, match=said):
             archived_topics(None, [declared])
-    assert [t.topic for t in archived_topics(None)] == [DECISIONS.topic]
+    assert [t.topic for t in archived_topics(None)] == [DECISIONS.topic, SHADOW_DECISIONS.topic]
 
 
 def transaction(n: int, day: int = 0) -> Transaction:
