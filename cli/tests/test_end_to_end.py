@@ -18,6 +18,8 @@ from feature_store.dataset import DAY_US
 from feature_store.offline import compute_features
 from feature_store.rebuild import rebuild
 from model_release import Release
+from model_release.rollout import NotLoaded
+from model_release.rollout_store import RolloutStore
 from model_release.testing import write_toy_release
 from trine.scoring.v1.scoring_pb2 import ScoreSource
 from trine_cli.archived import await_archived
@@ -28,6 +30,7 @@ from trine_cli.kafka_log import KafkaLog
 from trine_cli.local.redis_server import RedisServer
 from trine_cli.local.stack import TORCHSERVE, Stack, StackOptions
 from trine_cli.main import main
+from trine_cli.rollout import promote, roll_back
 from trine_cli.traffic import Reply, SendOptions, load_traffic, send
 from trine_cli.warehouse_archive import WarehouseArchive
 
@@ -42,13 +45,14 @@ _DAY = ((_START - date(1970, 1, 1)).days + _DAYS - 1) * DAY_US
 
 @dataclass(frozen=True)
 class Played:
-    """A stack that has decided one day; TorchServe was away for the last part of it."""
+    """A stack that has decided one day: `other` for the second quarter of it; TorchServe was away for the last one."""
 
     stack: Stack
     redis_url: str
     dataset: Path
     releases: Path
     release: Release
+    other: Release
     replies: list[Reply]
 
 
@@ -57,12 +61,13 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Played]:
     folder = tmp_path_factory.mktemp("end-to-end")
     dataset, releases = folder / "data", folder / "releases"
     generate(GeneratorParameters(customers=150, terminals=200, days=_DAYS, start=_START), dataset)
-    release = write_toy_release(releases, PLAN)
+    release, other = write_toy_release(releases, PLAN), write_toy_release(releases, PLAN, seed=5)
     with RedisServer(folder / "redis") as server:
         with redis.Redis.from_url(server.url) as client:
             rebuild(client, PLAN, dataset, _DAY, _SHARDS)
         options = StackOptions(
             releases=releases,
+            release=release.id,
             data=folder / "stack",
             redis_url=server.url,
             shards=_SHARDS,
@@ -77,6 +82,11 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Played]:
             replies = []
             for reply in send(traffic, how):
                 replies.append(reply)
+                if len(replies) == len(traffic) // 4:
+                    promote_when_loaded(server.url, other.id)
+                if len(replies) == len(traffic) // 2:
+                    with redis.Redis.from_url(server.url) as client:
+                        roll_back(RolloutStore(client), "fraud", False, 30)
                 if len(replies) == len(traffic) * 3 // 4:
                     stack.kill(TORCHSERVE)
             # The last ones are safe in the spool and on their way.
@@ -85,7 +95,21 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Played]:
                 assert time.monotonic() < deadline, "not all decisions reached Kafka"
                 time.sleep(0.1)
             await_archived(stack.kafka_bootstrap, PLAN, 60)
-            yield Played(stack, server.url, dataset, releases, release, replies)
+            yield Played(stack, server.url, dataset, releases, release, other, replies)
+
+
+def promote_when_loaded(url: str, release: str) -> None:
+    """As `trine release promote` does, tried until everything in the stack has loaded it."""
+    deadline = time.monotonic() + 120
+    with redis.Redis.from_url(url) as client:
+        while True:
+            try:
+                promote(RolloutStore(client), "fraud", release, None, False, Path("none"), 30)
+                return
+            except NotLoaded:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)
 
 
 def test_every_transaction_gets_a_decision_with_or_without_the_model(played: Played) -> None:
@@ -94,7 +118,9 @@ def test_every_transaction_gets_a_decision_with_or_without_the_model(played: Pla
     sources = Counter(ScoreSource.Name(a.source) for a in answers)
     assert sources["SCORE_SOURCE_MODEL"] > len(answers) // 2
     assert sources["SCORE_SOURCE_RULES"] > 0
-    assert {a.release for a in answers} == {played.release.id}
+    by_release = Counter(a.release for a in answers)
+    assert by_release.keys() == {played.release.id, played.other.id}
+    assert by_release[played.other.id] > len(answers) // 8
 
 
 def test_every_decision_is_equal_from_the_archive_also_when_redis_is_empty(
@@ -115,7 +141,7 @@ def test_every_decision_is_equal_from_the_archive_also_when_redis_is_empty(
         main([*command, *base])
     assert ended.value.code in (0, None)
     said = json.loads(capsys.readouterr().out)
-    assert (said["decisions"], said["different"]) == (len(played.replies), 0)
+    assert (said["decisions"], said["different"]) == (len(played.replies), 0), "of both releases"
     assert said["sources"]["model"] > said["sources"]["rules"] > 0
     assert set(said["feature_lag_ms"]) == {"p50", "p90", "p99", "p100"}
     assert pq.read_table(tmp_path / "out.parquet").column("equal").to_pylist() == [True] * len(played.replies)

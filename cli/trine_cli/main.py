@@ -29,7 +29,7 @@ COMMANDS: tuple[tuple[str, str, str], ...] = (
     ("features", DATA, "Compute features from history; rebuild the live state."),
     ("train", MODEL, "Train a model and write it as an immutable release."),
     ("evaluate", MODEL, "Measure a release on other days."),
-    ("release", MODEL, "List, show and verify releases."),
+    ("release", MODEL, "List, show and verify releases; promote one, roll back, see which serves."),
     ("batch", RUN, "Score everyone for a cut-off and publish at once; list, read, roll back."),
     ("topics", RUN, "Make the topics on a Kafka of your own."),
     ("up", RUN, "Start the whole stack on this machine; Ctrl-C stops it."),

@@ -32,7 +32,7 @@ def run(
     cutoff: Annotated[str, typer.Option(help="Events before it count, e.g. 2018-08-08.")],
     warehouse: Annotated[str, typer.Option(help="Folder or s3:// of the warehouse.")],
     releases: Annotated[Path, typer.Option(help="Folder of releases.")],
-    release: Annotated[str, typer.Option(help="Which of them; the model's newest where none is named.")] = "",
+    release: Annotated[str, typer.Option(help="Which of them; else the promoted one, else the newest.")] = "",
     redis_url: RedisUrl = LOCAL,
     master: Annotated[str, typer.Option(help="Spark master.")] = "local[*]",
     job_module: Annotated[str, typer.Option(help="A module of your own with a JOB, instead of models/.")] = "",
@@ -213,8 +213,8 @@ def state_of(run: Run, current: Run | None, at_work: str) -> str:
 
 def as_json(manifest: Manifest) -> dict[str, object]:
     """What `--json` prints of a run."""
-    kept = ("run", "job", "release", "outcome", "forced", "previous", "population", "rows", "blocks", "redis_bytes",
-            "paused_s", "seconds", "stage_rows")  # fmt: skip
+    kept = ("run", "job", "release", "generation", "outcome", "forced", "previous", "population", "rows", "blocks",
+            "redis_bytes", "paused_s", "seconds", "stage_rows")  # fmt: skip
     return manifest.model_dump(mode="json", include=set(kept)) | {
         "cutoff": moment_text(manifest.cutoff_us),
         "checks": [check.model_dump() for check in manifest.checks],

@@ -16,6 +16,7 @@ from trine_cli.moments import moment_text, moment_us
 from trine_cli.output import Json, Output
 
 if TYPE_CHECKING:
+    import redis
     from feature_store.definitions import FeaturePlan
     from feature_store.spark_rebuild import OnSpark
 
@@ -67,6 +68,10 @@ def rebuild(
     ] = None,
     group_prefix: Annotated[str, typer.Option(help="Prefix of the worker's consumer groups.")] = "trine",
     model: Model = "fraud",
+    releases: Annotated[
+        Path | None,
+        typer.Option(envvar="TRINE_RELEASES", help="Also the views of this folder's releases, in use or staged."),
+    ] = None,
     shards: Annotated[int, typer.Option(min=1, help="Partitions of the topics.")] = 64,
     in_process: Annotated[
         bool, typer.Option("--in-process", help="Without Spark, in this process's memory: some millions of events.")
@@ -90,7 +95,8 @@ def rebuild(
     from trine_cli.kafka_access import KafkaAccess
 
     output = Output(json)
-    plan = plan_of(model)
+    client = redis.Redis.from_url(redis_url)
+    plan = plan_to_rebuild(model, releases, client)
     until_us = None if until is None else moment_us(until, "--until")
     if until_us is None and kafka_bootstrap is None:
         raise UsageError("--until or --kafka-bootstrap: a cut, or where to ask what the archive ends at")
@@ -99,7 +105,7 @@ def rebuild(
         if until_us is None and kafka_bootstrap is not None:
             logs = archived_logs(kafka_bootstrap, plan, shards, group_prefix, client=KafkaAccess().kafka_client)
         made = rebuild_state(
-            redis.Redis.from_url(redis_url),
+            client,
             plan,
             transactions,
             until_us,
@@ -141,6 +147,28 @@ def _on_spark(owned: ExitStack, redis_url: str, warehouse: str) -> OnSpark:
     spark = spark_session("trine features rebuild", folder)
     owned.callback(spark.stop)
     return OnSpark(spark, redis_url, Warehouse(warehouse))
+
+
+def plan_to_rebuild(model: str, releases: Path | None, client: redis.Redis) -> FeaturePlan:
+    """The model's views, with a folder also its releases'. Raises UsageError where one in use would lose some."""
+    from feature_store.plan_union import fingerprints, united
+    from model_release.kept_plan import first_release, kept_plan
+    from model_release.rollout_store import RolloutStore
+
+    store = RolloutStore(client)
+    pointer = store.read(model)
+    if releases is not None:
+        return united(kept_plan(releases, first_release(releases), pointer), plan_of(model))
+    plan = plan_of(model)
+    has = fingerprints(plan)
+    for release in pointer.releases if pointer is not None else ():
+        needs = {n: f for r in store.reports(model) for n, f in r.needs.get(release, {}).items()}
+        if missing := sorted(n for n, found in needs.items() if has.get(n) != found):
+            raise UsageError(
+                f"{release} is in use and reads {', '.join(missing)}, which models/{model}/features.py does not declare"
+                " so: give --releases, the folder that has it"
+            )
+    return plan
 
 
 def plan_of(model: str) -> FeaturePlan:

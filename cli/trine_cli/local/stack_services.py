@@ -46,6 +46,7 @@ class ServiceFactory:
             "management": server.management_url,
             "inference": server.inference_url,
             "releases": self.releases,
+            "redis_url": self.redis_url,
             "host": HOST,
             "http_port": self.ports.registrar,
         }

@@ -16,6 +16,7 @@ TOPICS = (
     "trine.fraud-reports",
     "trine.by-terminal",
     "trine.decisions",
+    "trine.shadow-decisions",
     "trine.dead-letters",
 )
 # Facts are kept: replay, rebuild and the archive read them from their beginning.
