@@ -159,7 +159,7 @@ async def start(life: Lifecycle, settings: Settings) -> None:
             await asyncio.sleep(settings.interval_s)
 
     if settings.redis_url:
-        life.thread("report", lambda stop: keep_reporting(settings.redis_url, lambda: report_of(registrar), stop), 5)
+        life.thread("report", lambda stop: keep_reporting(settings.redis_url, lambda: report_of(registrar), stop), 8)
     life.task("look", look_for_ever())
     if settings.http_port is not None:
         http = HttpServer(

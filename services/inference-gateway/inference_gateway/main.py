@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import sys
 
-import redis
 from feature_store.online import OnlineFeatures, StoreMisconfigured, StoreUnavailable
 from model_release.errors import ReleaseError
 from model_release.release import Release, list_request_releases, open_release
 from model_release.rollout import Pointer
-from model_release.rollout_store import RolloutStore, process_name
+from model_release.rollout_store import RolloutStore, process_name, rollout_client
 from service_kit.grpc_server import GrpcServer
 from service_kit.http_server import HttpServer
 from service_kit.logs import get_logger
@@ -50,7 +49,7 @@ log = get_logger(__name__)
 async def start(life: Lifecycle, settings: GatewaySettings) -> None:
     """Build and start everything; what is registered last is stopped first."""
     chosen = choose_release(settings)
-    rollouts = RolloutStore(redis.Redis.from_url(settings.redis_url, socket_timeout=1.0, socket_connect_timeout=1.0))
+    rollouts = RolloutStore(rollout_client(settings.redis_url))
     kept = settings.spool_dir / POINTER_FILE
     pointer, found_in = await asyncio.to_thread(first_pointer, rollouts, chosen, kept)
     release = chosen if pointer.current == chosen.id else current_release(settings, pointer)

@@ -91,7 +91,7 @@ class RolloutFollower:
         """This process ends."""
         try:
             await asyncio.to_thread(self._store.withdraw, GATEWAY, self._name)
-        except redis.RedisError as error:
+        except (redis.RedisError, OSError) as error:
             log.info("report not withdrawn, it expires", reason=str(error))
 
     # -- the folder

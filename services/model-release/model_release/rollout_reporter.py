@@ -8,14 +8,14 @@ from collections.abc import Callable
 import redis
 from service_kit.logs import get_logger
 
-from model_release.rollout_store import REPORT_EVERY_S, ProcessReport, RolloutStore
+from model_release.rollout_store import REPORT_EVERY_S, ProcessReport, RolloutStore, rollout_client
 
 log = get_logger(__name__)
 
 
 def keep_reporting(url: str, report: Callable[[], ProcessReport], stop: threading.Event) -> None:
     """Until `stop`; then the report is withdrawn. A Redis that is away is tried again; the report expires meanwhile."""
-    with redis.Redis.from_url(url, socket_timeout=2, socket_connect_timeout=2) as client:
+    with rollout_client(url) as client:
         store = RolloutStore(client)
         last, told = report(), ""
         while True:

@@ -17,6 +17,8 @@ from typing import Any, cast
 
 import redis
 from feature_store.state_views import StateViews, absorbed_until, served
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from model_release.rollout import Pointer, PointerMoved
 
@@ -41,6 +43,11 @@ return false
 def process_name() -> str:
     """Of this process, for its reports: unique among those that live."""
     return f"{socket.gethostname()}/{os.getpid()}"
+
+
+def rollout_client(url: str) -> redis.Redis:
+    """For a process that must not wait for a Redis that is away: it asks again later by itself."""
+    return redis.Redis.from_url(url, socket_timeout=1.0, socket_connect_timeout=1.0, retry=Retry(NoBackoff(), 0))
 
 
 def pointer_key(model: str) -> str:

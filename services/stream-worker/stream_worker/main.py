@@ -112,7 +112,7 @@ async def start_features(life: Lifecycle, settings: WorkerSettings) -> None:
     )
     state = StateStage(settings, streams, lambda: StateWriter(client, plan, owner), probe, admin, metrics, life.health)
     report = ProcessReport(WORKER, process_name(), plan.model, keeps=fingerprints(plan))
-    life.thread("report", lambda stop: keep_reporting(settings.redis_url, lambda: report, stop), deadline_s=5)
+    life.thread("report", lambda stop: keep_reporting(settings.redis_url, lambda: report, stop), deadline_s=8)
     life.thread("progress", probe.run, deadline_s=15)
     follower = RebuildFollower(
         settings, streams, client, lambda: StateWriter(client, plan, owner, names.NEXT_POINTER), admin
