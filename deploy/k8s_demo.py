@@ -91,8 +91,9 @@ def demo(tag: str, releases: Path | None, *, hold: bool) -> None:
     with ports() as local:
         gateway = f"127.0.0.1:{local['gateway', 50051]}"
         with step("score"):
-            print(run(TRINE, "score", "--customer", 42, "--terminal", 17, "--amount", "12.34",
-                      "--time", f"{load_begins()}T00:00:00Z", "--deadline-ms", 10_000, "--target", gateway))  # fmt: skip
+            first = f"{load_begins()}T00:00:00Z"
+            print(run(TRINE, "score", "--customer", 42, "--terminal", 17, "--amount", "12.34", "--time", first,
+                      "--deadline-ms", 10_000, "--target", gateway))  # fmt: skip
         with step("load"):
             under_load(gateway, data)
         print(run("kubectl", "-n", NAMESPACE, "get", "pods,hpa"))
