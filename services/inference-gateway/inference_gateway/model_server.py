@@ -53,7 +53,6 @@ _OPTIONS: tuple[tuple[str, int | str], ...] = (
     ("grpc.http2.max_pings_without_data", 0),
     # One process, one connection of its own, also where several clients are made.
     ("grpc.use_local_subchannel_pool", 1),
-    ("grpc.enable_retries", 0),
 )
 
 
