@@ -113,7 +113,8 @@ def test_a_cron_job_run_by_hand_makes_executors_and_publishes(
     trine: Installation, gateway: grpc.Channel, tmp_path: Path
 ) -> None:
     trine.selector("batch")
-    fill_warehouse(trine, sample_data.dataset(tmp_path / "data"))
+    dataset = sample_data.dataset(tmp_path / "data")
+    fill_warehouse(trine, dataset)
     job = run_by_hand(trine, "card-risk")
     executors: set[str] = set()
 
@@ -125,7 +126,8 @@ def test_a_cron_job_run_by_hand_makes_executors_and_publishes(
     assert executors, "no executor pod was seen"
     eventually("executors gone with their driver", lambda: not executor_pods(trine, job), 120)
 
-    asked = predictions_pb2.GetPredictionRequest(job="card-risk", key="customer:1")
+    key = f"customer:{sample_data.busiest_customer(dataset)}"
+    asked = predictions_pb2.GetPredictionRequest(job="card-risk", key=key)
     stub = predictions_pb2_grpc.PredictionServiceStub(gateway)
     found = eventually("the prediction, through the gateway", lambda: stub.GetPrediction(asked, timeout=20), 60)
     assert found.run.job == "card-risk"

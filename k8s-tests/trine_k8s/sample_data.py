@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
+from collections import Counter
 from pathlib import Path
 
+import pyarrow.parquet as pq
 from model_release import Release
 from model_release.testing import toy_batch_policy, write_toy_release
 
@@ -40,3 +42,10 @@ def dataset(folder: Path, customers: int = 60) -> Path:
     start = dt.datetime.now(dt.UTC).date() - dt.timedelta(days=_DAYS)
     generate(GeneratorParameters(customers=customers, terminals=80, days=_DAYS, start=start), folder)
     return folder
+
+
+def busiest_customer(dataset: Path) -> str:
+    """Of the last day: one that the job surely has a prediction for."""
+    last = max((dataset / "transactions").glob("*.parquet"))
+    found = Counter(pq.read_table(last, columns=["customer_id"]).column("customer_id").to_pylist())
+    return str(found.most_common(1)[0][0])
