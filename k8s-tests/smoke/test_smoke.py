@@ -122,7 +122,7 @@ def test_a_cron_job_run_by_hand_makes_executors_and_publishes(
         executors.update(executor_pods(trine, job))
         return state_of(trine, job)
 
-    assert eventually(f"job {job} over", done, 600) == "succeeded"
+    assert eventually(f"job {job} over", done, 900) == "succeeded"
     assert executors, "no executor pod was seen"
     eventually("executors gone with their driver", lambda: not executor_pods(trine, job), 120)
 

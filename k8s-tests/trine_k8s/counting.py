@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import grpc
+from batch_scorer.run_risks import RunRisks
 from feature_store.warehouse import Warehouse
 from trine.features.v1 import features_pb2, features_pb2_grpc
 from trine_cli.decision_replay import replay_decisions
@@ -122,10 +123,12 @@ def await_replayed(
         seen[0] = f"{len(events)} of {len(expected)} transactions"
         if events != expected:
             return False
-        report, found = replay_decisions(WarehouseArchive(str(warehouse)), releases)
-        decisions = Counter(r.decision_id for r in found if r.decision_id.startswith(prefix))
-        seen[0] = f"{len(decisions)} decisions, {report.different} different, for example {report.examples[:3]}"
-        return decisions == expected and report.different == 0
+        runs = RunRisks.below(str(warehouse))
+        _, replayed = replay_decisions(WarehouseArchive(str(warehouse)), releases, runs=runs)
+        own = [r for r in replayed if r.decision_id.startswith(prefix)]
+        different = [r for r in own if not r.equal]
+        seen[0] = f"{len(own)} decisions, {len(different)} different, for example {different[:3]}"
+        return Counter(r.decision_id for r in own) == expected and not different
 
     try:
         eventually("every decision is archived and replays equal", equal, timeout_s, 3)
