@@ -120,12 +120,14 @@ def test_selectors_find_their_pods(files: tuple[str, ...]) -> None:
         assert any(budget["spec"]["selector"]["matchLabels"].items() <= found.items() for found in labels.values())
 
 
-def test_no_two_ports_of_a_container_have_one_number() -> None:
-    """Kubernetes merges a container's ports by their number: of two with one number an upgrade would lose one."""
+def test_no_two_ports_or_variables_of_a_container_are_one() -> None:
+    """Kubernetes merges ports by their number and variables by their name: an upgrade would lose one of two."""
     for name, pod in Chart().pods():
         for container in containers(pod):
             numbers = [port["containerPort"] for port in container.get("ports", [])]
             assert len(numbers) == len(set(numbers)), f"{name}/{container['name']}"
+            variables = [variable["name"] for variable in container.get("env", [])]
+            assert len(variables) == len(set(variables)), f"{name}/{container['name']}"
 
 
 @pytest.mark.parametrize(
@@ -289,6 +291,8 @@ def test_external_redis_and_kafka_reach_every_service() -> None:
         mounts = {m["mountPath"] for m in chart.pod(name)["spec"]["containers"][0]["volumeMounts"]}
         assert {"/etc/trine/redis", "/etc/trine/kafka"} <= mounts
     _asks_for_sasl(environment(chart.pod("trine-archiver"), "archiver"), "TRINE_WORKER")
+    registrar = environment(chart.pod("trine-torchserve"), "registrar")
+    assert registrar["TRINE_REGISTRAR_REDIS_URL"] == {"secretKeyRef": {"name": "my-redis", "key": "url"}}
     (job,) = chart.names("Job")
     _asks_for_sasl(environment(chart.pod(job), "topics"), "TRINE_TOPICS")
 
