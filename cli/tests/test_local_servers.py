@@ -84,8 +84,9 @@ def test_two_torchserves_side_by_side_with_management_on_loopback(
 ) -> None:
     other = private_torchserve(settings={"job_queue_size": 7})
     for server in (torchserve, other):
-        assert httpx.get(f"{server.management_url}/models").json() == {"models": []}
         assert server.management_url.startswith(f"http://{HOST}:")
+        assert httpx.get(f"{server.management_url}/models").status_code == 200
+    assert httpx.get(f"{other.management_url}/models").json() == {"models": []}
     other.restart()
     assert httpx.get(f"{other.inference_url}/ping").json() == {"status": "Healthy"}
 

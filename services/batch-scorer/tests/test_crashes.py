@@ -77,10 +77,11 @@ def killed(
     for half in (STAGES[::2], STAGES[1::2]):
         drivers = {s: scenes[s][0].driver(TUESDAY_US, f"SIGKILL:{s}", master="local[1]") for s in half}
         for stage, driver in drivers.items():
-            assert driver.wait(200) == -signal.SIGKILL, f"the driver was to be killed at {stage}"
+            assert driver.wait(400) == -signal.SIGKILL, f"the driver was to be killed at {stage}"
     return scenes
 
 
+@pytest.mark.timeout(900)  # the first of them waits for six drivers
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_driver_killed_at_any_stage(killed: dict[str, tuple[Scene, str]], stage: str, spark: SparkSession) -> None:
     scene, monday = killed[stage]
@@ -170,6 +171,10 @@ def test_a_full_disk(scene: Scene, spark: SparkSession) -> None:
             if driver is not None:
                 driver.kill()
     assert wrong == []
-    pruned(scene)
-    assert scene.folders() == [monday] == sorted(scene.blocks())
-    assert not list(scene.scratch.iterdir())
+
+    def only_monday() -> bool:
+        # The dead driver's JVM may still be at its last part.
+        pruned(scene)
+        return scene.folders() == [monday] == sorted(scene.blocks()) and not list(scene.scratch.iterdir())
+
+    wait_for("nothing to be left behind", only_monday)
