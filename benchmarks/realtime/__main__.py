@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 import redis
 from feature_store.rebuild import rebuild
 from feature_store.source_files import DAY_US
@@ -27,7 +26,7 @@ from model_release import open_release
 from model_release.testing import write_toy_release
 from rich.console import Console
 from rich.table import Table
-from trine_cli.local.stack import ARCHIVE, FEATURES, GATEWAY, KAFKA, REDIS, TORCHSERVE, WORKER, Stack, StackOptions
+from trine_cli.local.stack import ARCHIVE, FEATURES, Stack, StackOptions
 from trine_cli.local.torchserve import TorchServe
 
 from benchmarks.realtime.onnx_export import export_onnx
@@ -39,8 +38,6 @@ SECONDS = 6.0
 DAYS = 40
 #: As on one machine: the broker has this one's cores too, and every partition costs it requests of its own.
 SHARDS = 16
-#: Whose CPU is told.
-PROCESSES = (GATEWAY, REDIS, TORCHSERVE, KAFKA, WORKER)
 WARM_UP_S = 4.0
 
 Figures = dict[str, float]
@@ -60,8 +57,8 @@ def load(target: str, **options: object) -> Figures:
 
 
 @contextmanager
-def in_process_service(redis_url: str, model: Path) -> Iterator[tuple[str, int]]:
-    """The rival with ONNX Runtime; yields HOST:PORT and its process."""
+def in_process_service(redis_url: str, model: Path) -> Iterator[str]:
+    """The rival with ONNX Runtime; yields HOST:PORT."""
     process = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.realtime.in_process_service",
          f"--redis-url={redis_url}", f"--model={model}"],
@@ -69,7 +66,7 @@ def in_process_service(redis_url: str, model: Path) -> Iterator[tuple[str, int]]
     )  # fmt: skip
     try:
         assert process.stdout is not None
-        yield f"127.0.0.1:{int(process.stdout.readline())}", process.pid
+        yield f"127.0.0.1:{int(process.stdout.readline())}"
     finally:
         process.terminate()
         process.wait(30)
@@ -104,13 +101,6 @@ def redis_round_trip_ms(url: str) -> float:
     return statistics.median(seconds) * 1e3
 
 
-def cpu_s(pid: int) -> float:
-    """Seconds of CPU that a process and those below it have used."""
-    process = psutil.Process(pid)
-    times = [p.cpu_times() for p in (process, *process.children(recursive=True))]
-    return float(sum(t.user + t.system for t in times))
-
-
 def medians(runs: list[Figures]) -> Figures:
     return {name: statistics.median(run[name] for run in runs) for name in runs[0]}
 
@@ -135,10 +125,10 @@ def measure(releases: Path, release: str, dataset: Path, work: Path, rounds: int
         # Neither answers nor records: the archive fills the warehouse, the feature store shows state to people.
         for bystander in (ARCHIVE, FEATURES):
             stack.stop(bystander)
-        stack.stop(WORKER)
+        stack.stop("worker")
         rebuild(client, plan, dataset, end_us, SHARDS, at_once=True)
-        stack.restart(WORKER)
-        stack.restart(GATEWAY)
+        stack.restart("worker")
+        stack.restart("gateway")
         # One TorchServe for all, so that its virtual machine is as warm for the gateway as for who calls it directly.
         server = stack.model_server
         assert server is not None
@@ -146,7 +136,7 @@ def measure(releases: Path, release: str, dataset: Path, work: Path, rounds: int
         register(server, archive, "single", 1, 1)
         for batch, delay in BATCHINGS:
             register(server, archive, f"batch{batch}", batch, delay)
-        with in_process_service(stack.redis_url, onnx) as (in_process, in_process_pid):
+        with in_process_service(stack.redis_url, onnx) as in_process:
             trine: dict[str, Any] = {**source, "start_us": end_us}  # Any: options of the load generator
             direct = {"system": "torchserve", "features": features}
 
@@ -155,15 +145,7 @@ def measure(releases: Path, release: str, dataset: Path, work: Path, rounds: int
                 seed += 1
                 Console(stderr=True).print(f"  {name}", style="dim")
                 settings = {"seconds": seconds, "seed": seed, **options}
-                pids = {part: stack.pid(part) for part in PROCESSES} | {"service": in_process_pid}
-                before = {part: cpu_s(pid) for part, pid in pids.items() if pid is not None}
-                figures = load(target, **settings)
-                each = 1e6 / max(figures["transactions"], 1)
-                figures["cpu us client"] = figures["cpu_s"] * each
-                for part, pid in pids.items():
-                    if pid is not None:
-                        figures[f"cpu us {part}"] = (cpu_s(pid) - before[part]) * each
-                runs.setdefault(name, []).append(figures)
+                runs.setdefault(name, []).append(load(target, **settings))
 
             for target, options in (
                 (stack.grpc, trine),
@@ -211,13 +193,11 @@ def main() -> None:
 
 def report(found: dict[str, Figures]) -> None:
     """The table, and as the last line the ratios as JSON."""
-    columns = ("system", "answers by the model a second", "p50 ms", "p99 ms", "p99.9 ms", "CPU us a transaction")
-    table = Table(*columns, title="Real time")
+    table = Table("system", "answers by the model a second", "p50 ms", "p99 ms", "p99.9 ms", title="Real time")
     for name, f in found.items():
         if name != "redis":
             cells = (f"{f[k]:,.2f}" for k in ("p50_ms", "p99_ms", "p999_ms"))
-            spent = [f"{k.removeprefix('cpu us ')} {v:.0f}" for k, v in f.items() if k.startswith("cpu us") and v >= 1]
-            table.add_row(name, f"{f['per_second']:,.0f}", *cells, ", ".join(spent))
+            table.add_row(name, f"{f['per_second']:,.0f}", *cells)
     Console().print(table)
     own_batching = max(f["per_second"] for name, f in found.items() if name.startswith("torchserve batch"))
     alone_ms = found["torchserve unary 1"]["p50_ms"] + found["redis"]["p50_ms"]

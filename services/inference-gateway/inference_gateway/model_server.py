@@ -10,22 +10,12 @@ float32 scores. Both are coded by hand here: a dozen bytes around the payload, w
 
 from __future__ import annotations
 
-import time
 from typing import Protocol
 
 import grpc
 import numpy as np
 from model_release import Release
 from numpy.typing import NDArray
-
-from inference_gateway.grpc_link import (
-    DEADLINE_EXCEEDED,
-    INVALID_ARGUMENT,
-    RESOURCE_EXHAUSTED,
-    UNAVAILABLE,
-    CallFailed,
-    GrpcLink,
-)
 
 _SCORE = np.dtype("<f4")
 _PREDICTIONS = "/org.pytorch.serve.grpc.inference.InferenceAPIsService/Predictions"
@@ -91,15 +81,14 @@ class ModelServer(Protocol):
 
 
 class TorchServeClient:
-    """`ModelServer` over TorchServe's gRPC inference API (docs/adr/0015). Make it inside the event loop.
+    """`ModelServer` over TorchServe's gRPC inference API. Make it inside the event loop.
 
     `address`: HOST:PORT, or dns:///HOST:PORT for all servers that the name stands for.
     """
 
     def __init__(self, address: str) -> None:
-        # The light link knows one server; gRPC's own channel finds all that a name stands for.
-        several = address.startswith("dns:")
-        self._link: _Link = _ChannelLink(address) if several else _OneServerLink(address)
+        self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
+        self._predictions = self._channel.unary_unary(_PREDICTIONS, None, None)
         self._heads: dict[str, bytes] = {}
 
     async def score(self, release: str, rows: NDArray[np.float32], timeout_s: float) -> NDArray[np.float32]:
@@ -109,8 +98,8 @@ class TorchServeClient:
             head = self._heads[release] = _field(1, release.encode())
         payload = np.ascontiguousarray(rows, _SCORE).tobytes()
         try:
-            reply = await self._link.predict(head + _field(3, _DATA + _field(2, payload)), timeout_s)
-        except CallFailed as error:
+            reply: bytes = await self._predictions(head + _field(3, _DATA + _field(2, payload)), timeout=timeout_s)
+        except grpc.aio.AioRpcError as error:
             raise _failure(release, error) from None
         return _scores(release, reply, len(rows))
 
@@ -132,61 +121,18 @@ class TorchServeClient:
 
     async def close(self) -> None:
         """See `ModelServer.close`."""
-        await self._link.close()
-
-
-class _Link(Protocol):
-    """How a prediction is asked for; raises CallFailed."""
-
-    async def predict(self, message: bytes, timeout_s: float) -> bytes: ...
-
-    async def close(self) -> None: ...
-
-
-class _OneServerLink:
-    def __init__(self, address: str) -> None:
-        self._link = GrpcLink(address)
-        self._method = self._link.method(_PREDICTIONS)
-
-    async def predict(self, message: bytes, timeout_s: float) -> bytes:
-        began = time.monotonic()
-        try:
-            return await self._link.call(self._method, message, timeout_s)
-        except CallFailed as error:
-            if error.code != UNAVAILABLE:
-                raise
-        # A server that ends a connection and a call may cross: once more, over another one.
-        return await self._link.call(self._method, message, timeout_s - (time.monotonic() - began))
-
-    async def close(self) -> None:
-        await self._link.close()
-
-
-class _ChannelLink:
-    def __init__(self, address: str) -> None:
-        self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
-        self._predictions = self._channel.unary_unary(_PREDICTIONS, None, None)
-
-    async def predict(self, message: bytes, timeout_s: float) -> bytes:
-        try:
-            reply: bytes = await self._predictions(message, timeout=timeout_s)
-        except grpc.aio.AioRpcError as error:
-            raise CallFailed(error.code().value[0], error.details() or "") from None
-        return reply
-
-    async def close(self) -> None:
         await self._channel.close(None)
 
 
-def _failure(release: str, error: CallFailed) -> ModelServerError:
-    code, details = error.code, error.details.split("\n", 1)[0]
-    if code == DEADLINE_EXCEEDED:
+def _failure(release: str, error: grpc.aio.AioRpcError) -> ModelServerError:
+    code, details = error.code(), (error.details() or "").split("\n", 1)[0]
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return ModelUnavailable(f"{release}: no answer in time", "deadline")
-    if code in (INVALID_ARGUMENT, RESOURCE_EXHAUSTED):
+    if code in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.RESOURCE_EXHAUSTED):
         # RESOURCE_EXHAUSTED: larger than a message may be.
         return ModelRejected(f"{release}: {details}")
     # TorchServe says INTERNAL for a model that is not registered, a full queue and a worker that died alike.
-    return ModelUnavailable(f"{release}: status {code}: {details}", "model_down")
+    return ModelUnavailable(f"{release}: {code.name}: {details}", "model_down")
 
 
 def _scores(release: str, reply: bytes, count: int) -> NDArray[np.float32]:
