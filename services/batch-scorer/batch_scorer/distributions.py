@@ -90,11 +90,12 @@ def distribution_of(column: pa.ChunkedArray) -> Distribution:
         return Distribution(rows, nulls, 0, 0.0, np.inf, -np.inf, {})
     numbers = column.drop_null().cast(pa.float32(), safe=False).to_numpy()
     finite = numbers[np.isfinite(numbers)]
-    codes, counts = np.unique(fine_bins(finite), return_counts=True)
+    counts = np.bincount(fine_bins(finite))
+    codes = np.flatnonzero(counts)
     return Distribution(
         rows, nulls + len(numbers) - len(finite), len(finite), float(finite.sum(dtype=np.float64)),
         float(finite.min(initial=np.inf)), float(finite.max(initial=-np.inf)),
-        dict(zip(codes.tolist(), counts.tolist(), strict=True)),
+        dict(zip(codes.tolist(), counts[codes].tolist(), strict=True)),
     )  # fmt: skip
 
 

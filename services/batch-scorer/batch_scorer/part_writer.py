@@ -1,24 +1,22 @@
-"""What executors do with rows: score them, and write a run's parts; both take and give Arrow batches."""
+"""What executors do with a partition's rows: write them as one part of the run."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from feature_store.warehouse_store import WarehouseStore
 
+from batch_scorer.bundles import HASH, rows_of
 from batch_scorer.distributions import distribution_of
 from batch_scorer.errors import JobError, StorageError
 from batch_scorer.history import BLOCK
-from batch_scorer.job import KEY, Score, Scoring
+from batch_scorer.job import KEY
 
-#: xxhash64 of the key, as Spark computes it.
-HASH = "_hash"
 #: What a part says of itself to the driver, for Spark: file, rows, bytes, rows whose key another has,
 #: distributions by output (JSON).
 PART_COLUMNS = "file string, rows long, bytes long, duplicates long, distributions string"
@@ -31,53 +29,13 @@ _PART_SCHEMA = pa.schema(
         "distributions": pa.string(),
     }
 )
-_loaded: dict[tuple[str, str], Score] = {}
-
-
-def loaded(scoring: Scoring, folder: str) -> Score:
-    """A release ready to score, loaded once in this process."""
-    name = (repr(scoring), folder)
-    if name not in _loaded:
-        _loaded[name] = scoring.load(Path(folder))
-    return _loaded[name]
-
-
-@dataclass(frozen=True, slots=True)
-class Scorer:
-    """Adds the columns of `scoring` to batches of rows; a column of the rows with the same name is replaced."""
-
-    scoring: Scoring
-    folder: str
-
-    def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        score = None
-        adds = dict(self.scoring.adds)
-        for batch in batches:
-            score = score or loaded(self.scoring, self.folder)
-            columns = dict(zip(batch.schema.names, batch.columns, strict=True))
-            kept = {name: column for name, column in columns.items() if name not in adds}
-            added = dict(zip(adds, score(batch), strict=True))
-            yield pa.RecordBatch.from_pydict(kept | {n: added[n].cast(kind) for n, kind in adds.items()})
-
-
-@dataclass(frozen=True, slots=True)
-class GoldenCheck:
-    """Says how the release's golden rows differ when this process scores them; an empty text where they do not."""
-
-    scoring: Scoring
-    folder: str
-
-    def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        for batch in batches:
-            found = self.scoring.golden(Path(self.folder))
-            yield pa.RecordBatch.from_pydict({"differs": [found] * batch.num_rows})
 
 
 @dataclass(frozen=True, slots=True)
 class PartWriter:
     """Writes one partition as one part, sorted by block; the same file again if the task is tried again.
 
-    Rows come with the hash of their key in the column `HASH`; `schema` is of the key and the outputs.
+    Rows come in bundles; `schema` is of the key and the outputs.
     """
 
     warehouse: str
@@ -90,11 +48,10 @@ class PartWriter:
 
         context = TaskContext.get()
         assert context is not None
-        with_hash = self.schema.append(pa.field(HASH, pa.int64()))
-        tables = [_cast(batch, with_hash) for batch in batches if batch.num_rows]
-        if not tables:
+        rows = rows_of(batches, self.schema)
+        if rows is None:
             return
-        table = _by_block(pa.concat_tables(tables), self.blocks)
+        table, duplicates = by_block(rows, self.blocks)
         keys = table.column(KEY)
         if keys.null_count:
             raise JobError(f"column {KEY}: {keys.null_count} rows have none; each row needs one")
@@ -105,8 +62,6 @@ class PartWriter:
         except OSError as error:
             raise StorageError(f"{store.shown(self.folder)}/{file}: cannot be written: {error}") from error
         found = {name: distribution_of(table.column(name)).to_json() for name in self.schema.names if name != KEY}
-        # All rows of a key are in the same part.
-        duplicates = table.num_rows - int(pc.count_distinct(keys).as_py())
         row = {
             "file": file, "rows": table.num_rows, "bytes": size, "duplicates": duplicates,
             "distributions": json.dumps(found),
@@ -114,20 +69,20 @@ class PartWriter:
         yield pa.RecordBatch.from_pylist([row], schema=_PART_SCHEMA)
 
 
-def _by_block(table: pa.Table, blocks: int) -> pa.Table:
-    """The table in order of blocks, and of hashes within one; `BLOCK` in place of `HASH`."""
-    hashes = table.column(HASH).to_numpy()
-    numbers = np.mod(hashes, blocks).astype(np.int32)
-    order = np.lexsort((hashes, numbers))
-    return table.drop_columns([HASH]).append_column(BLOCK, pa.array(numbers)).take(pa.array(order))
-
-
-def _cast(batch: pa.RecordBatch, schema: pa.Schema) -> pa.Table:
-    columns = []
-    for field in schema:
-        column = batch.column(field.name)
-        try:
-            columns.append(column.cast(field.type))
-        except pa.ArrowException as error:
-            raise JobError(f"output {field.name}: is {column.type}, its job says {field.type}: {error}") from error
-    return pa.table(columns, schema=schema)
+def by_block(rows: pa.Table, blocks: int) -> tuple[pa.Table, int]:
+    """The rows in order of blocks, and of hashes within one, with `BLOCK` in place of `HASH`; and how many of them have
+    the key of another. All rows of a key must be there."""
+    hashes = rows.column(HASH).to_numpy()
+    rest = hashes // blocks
+    numbers = hashes - rest * blocks
+    # One number to sort by, which is fast: the block above what is left of the hash, without its last bit.
+    reach = (1 << 62) // blocks + 2
+    place = numbers.astype(np.uint64) * np.uint64(2 * reach + 1)
+    place += (rest >> 1).view(np.uint64) + np.uint64(reach)
+    order = np.argsort(place)
+    numbered = rows.drop_columns([HASH]).append_column(BLOCK, pa.array(numbers.astype(np.int32)))
+    table = numbered.combine_chunks().take(pa.array(order))
+    # Equal keys are in one place.
+    beside = np.diff(place[order]) == 0
+    alike = pc.filter(table.column(KEY), pa.array(np.append(beside, False) | np.insert(beside, 0, False)))
+    return table, len(alike) - int(pc.count_distinct(alike, mode="all").as_py())

@@ -11,6 +11,7 @@ from pyspark.daemon import manager  # type: ignore[attr-defined, unused-ignore]
 
 import batch_scorer.block_writer
 import batch_scorer.part_writer
+import batch_scorer.rows_scoring
 import batch_scorer.scoring  # noqa: F401
 
 if __name__ == "__main__":

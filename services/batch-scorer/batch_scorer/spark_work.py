@@ -7,7 +7,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,13 +17,15 @@ from feature_store.spark_session import spark_session
 from model_release.errors import ReleaseError
 
 from batch_scorer.block_writer import WRITTEN_COLUMNS, BlockWriter, Written
+from batch_scorer.bundles import Bundler, by_part
 from batch_scorer.distributions import Distribution
 from batch_scorer.errors import BatchError, InputError, JobError, StorageError
 from batch_scorer.history import Folder, Part
 from batch_scorer.hold import meanwhile
 from batch_scorer.inputs import Inputs
-from batch_scorer.job import KEY, BatchJob
-from batch_scorer.part_writer import HASH, PART_COLUMNS, GoldenCheck, PartWriter, Scorer
+from batch_scorer.job import KEY, BatchJob, scored_rows
+from batch_scorer.part_writer import PART_COLUMNS, PartWriter
+from batch_scorer.rows_scoring import GoldenCheck, Scorer
 from batch_scorer.settings import BatchSettings
 from batch_scorer.spark_kubernetes import configuration, on_kubernetes, remove_stale_executors
 
@@ -56,6 +58,8 @@ def session(settings: BatchSettings, job: BatchJob, folder: Path) -> Iterator[Sp
         return
     spark = start_spark(settings, job, folder)
     try:
+        # Python on the executors starts here, with its imports, and not in the middle of a stage's work.
+        spark.range(0, 1, 1, 1).mapInArrow(_as_they_come, "id long").collect()
         yield spark
     finally:
         with contextlib.suppress(Exception):  # its JVM may be gone, and the run's outcome is known
@@ -81,6 +85,10 @@ def start_spark(settings: BatchSettings, job: BatchJob, folder: Path) -> SparkSe
     )  # fmt: skip
 
 
+def _as_they_come(batches: Iterable[pa.RecordBatch]) -> Iterable[pa.RecordBatch]:
+    return batches
+
+
 def tried_again(master: str, tries: int) -> str:
     """The master, and for `local` ones how often a task is tried, which Spark takes nowhere else."""
     local = _LOCAL.fullmatch(master)
@@ -101,29 +109,27 @@ class SparkWork:
 
         with self._failures(), self._watched("population", advance):
             self._population = self._job.population(self._inputs)
-            _has(self._population, (KEY,), f"population of {self._job.name}")
+            _has(self._population.columns, (KEY,), f"population of {self._job.name}")
             if self._job.keep_population:
                 return self._population.persist(StorageLevel.DISK_ONLY).count()
             return self._population.select(KEY).count()
 
     def score(self, blocks: int, parts: int, advance: Advance) -> tuple[list[Part], int, dict[str, Distribution]]:
         """Rows, features, scores and outputs, written as parts: (parts, duplicate keys, distribution by output)."""
-        from pyspark.sql import functions as f
-        from pyspark.sql.pandas.types import from_arrow_schema
-
         assert self._population is not None, "the population comes first"
         job, inputs = self._job, self._inputs
         with self._failures(), self._watched("score", advance):
             rows = job.features(inputs, job.rows(inputs, self._population))
-            adds = dict(job.scoring.adds)
-            kept = [field for field in rows.schema if field.name not in adds]
-            schema = type(rows.schema)([*kept, *from_arrow_schema(pa.schema(list(adds.items())))])
-            scored = rows.mapInArrow(Scorer(job.scoring, str(inputs.release.path)), schema) if adds else rows
-            made = job.combine(inputs, self._population, scored)
-            _has(made, job.schema.names, f"combine of {job.name}")
-            hashed = made.select(*job.schema.names, f.xxhash64(KEY).alias(HASH))
-            # Whole blocks to each part; the writer sorts it, in Arrow.
-            placed = hashed.repartition(parts, f.pmod(HASH, f.lit(blocks)))
+            scorer = Scorer(job.scoring, str(inputs.release.path)) if job.scoring.adds else None
+            if job.combine is scored_rows and scorer is not None:
+                # Rows go to Python once, to be scored and bundled.
+                made = rows
+                _has(made.columns + list(job.scoring.adds), job.schema.names, f"features of {job.name}")
+            else:
+                made = job.combine(inputs, self._population, self._scored(rows, scorer))
+                _has(made.columns, job.schema.names, f"combine of {job.name}")
+                made, scorer = made.select(*job.schema.names), None
+            placed = by_part(made, parts, Bundler(job.schema, blocks, scorer))
             writer = PartWriter(inputs.warehouse.uri, self._folder.path, job.schema, blocks)
             found = sorted(placed.mapInArrow(writer, PART_COLUMNS).collect(), key=lambda row: str(row["file"]))
         distributions: dict[str, Distribution] = {}
@@ -133,6 +139,15 @@ class SparkWork:
                 distributions[name] = distributions[name] + one if name in distributions else one
         parts_made = [Part(file=row["file"], rows=row["rows"], bytes=row["bytes"]) for row in found]
         return parts_made, sum(row["duplicates"] for row in found), distributions
+
+    def _scored(self, rows: DataFrame, scorer: Scorer | None) -> DataFrame:
+        from pyspark.sql.pandas.types import from_arrow_schema
+
+        if scorer is None:
+            return rows
+        adds = dict(self._job.scoring.adds)
+        kept = [field for field in rows.schema if field.name not in adds]
+        return rows.mapInArrow(scorer, type(rows.schema)([*kept, *from_arrow_schema(pa.schema(list(adds.items())))]))
 
     def close(self) -> None:
         """Let go of what Spark keeps of the run."""
@@ -212,6 +227,6 @@ def failure(error: Exception) -> BatchError:
     return BatchError(f"Spark failed: {type(error).__name__}: {text.strip().splitlines()[0] if text.strip() else ''}")
 
 
-def _has(frame: DataFrame, columns: tuple[str, ...] | list[str], what: str) -> None:
-    if missing := [name for name in columns if name not in frame.columns]:
-        raise JobError(f"{what}: gives no column {', '.join(missing)}; its columns are {', '.join(frame.columns)}")
+def _has(columns: Sequence[str], wanted: Sequence[str], what: str) -> None:
+    if missing := [name for name in wanted if name not in columns]:
+        raise JobError(f"{what}: gives no column {', '.join(missing)}; its columns are {', '.join(columns)}")
