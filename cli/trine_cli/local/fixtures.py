@@ -105,8 +105,14 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
     """The session of this process, which jobs that run in it use too; tasks are tried again as in production."""
     from feature_store.spark_session import spark_session
 
-    few = {"spark.sql.shuffle.partitions": "2"}  # the data are small, a task is not for nothing
-    session = spark_session("tests", tmp_path_factory.mktemp("spark"), "local[2,4]", "1g", few)
+    conf = {
+        "spark.sql.shuffle.partitions": "2",  # the data are small, a task is not for nothing
+        "spark.python.daemon.module": "batch_scorer.python_daemon",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        # The better compiler would work longer than what it makes.
+        patch.setenv("JAVA_TOOL_OPTIONS", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC")
+        session = spark_session("tests", tmp_path_factory.mktemp("spark"), "local[2,4]", "1g", conf)
     yield session
     session.stop()
 
