@@ -22,7 +22,7 @@ from feature_store.warehouse_rows import OFFSET, PARTITION
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
 from stream_worker.archive_columns import archived_schema
-from stream_worker.archive_topics import RECORDED_AT, ArchivedTopic, archived_topics
+from stream_worker.archive_topics import DECISIONS, RECORDED_AT, ArchivedTopic, archived_topics
 from stream_worker.consumed import recorded_us
 from stream_worker.streams import PlanStreams
 from trine.events.v1.events_pb2 import DecisionRecord
@@ -74,7 +74,7 @@ class WarehouseArchive:
         return entity_topic(target, log.extent, zip(*places, values, strict=True))
 
     def decisions(self) -> Iterator[DecisionRecord]:
-        (archived,) = (t for t in archived_topics(None))
+        archived = next(t for t in archived_topics(None) if t.topic == DECISIONS.topic)
         source = _whole(archived)
         for files in self._warehouse.archived(source).values():
             for file in files:
