@@ -263,7 +263,7 @@ def test_files_of_an_earlier_contract_are_read_and_merged(tmp_path: Path) -> Non
         warehouse.store.write_table(file.path, file.table)
     for record in records[:3]:
         for field in "release", "rules", "latency":
-            record.ClearField(field)  # type: ignore[arg-type]
+            record.ClearField(field)
         record.inputs[0].ClearField("tail_ids")
         record.inputs[0].ClearField("lost")
     assert list(messages_of(warehouse.load(DECIDED.files), DecisionRecord.DESCRIPTOR)) == records
