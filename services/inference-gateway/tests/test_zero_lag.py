@@ -59,7 +59,7 @@ def test_concurrent_transactions_of_one_card_come_one_after_the_other(
     assert all(number == len(seen[id_]) for id_, number in found.items())
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(400)
 def test_a_worker_that_slept_comes_to_the_state_of_one_that_did_not(
     new_gateways: NewGateways,
     private_redis: PrivateRedis,
@@ -88,7 +88,7 @@ def test_a_worker_that_slept_comes_to_the_state_of_one_that_did_not(
     for gateway in gateways:
         assert gateway.stop() == 0
     with new_worker(tmp_path / "calm.log", calm_in.url, kafka.bootstrap, release):
-        wait_for("a calm run ends alike", lambda: states(calm_in.url) == states(slept_in.url), 60)
+        wait_for("a calm run ends alike", lambda: states(calm_in.url) == states(slept_in.url), 180)
 
 
 def new_worker(log: Path, redis_url: str, bootstrap: str, release: Release) -> Service:
