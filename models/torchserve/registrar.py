@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from model_release import ReleaseError, list_request_releases, open_release
+from model_release import ReleaseError, files_of, list_request_releases, open_release
 from model_release.manifest import is_release_id
 from model_release.rollout_reporter import keep_reporting
 from model_release.rollout_store import REGISTRAR, ProcessReport, process_name
@@ -107,7 +107,7 @@ class Registrar:
                 await self._server.unregister(name)
 
     async def _load(self, name: str, folder: Path, registered: bool) -> None:
-        files = await asyncio.to_thread(_files, folder)
+        files = await asyncio.to_thread(files_of, folder)
         before = self._refused.get(name)
         if before and before.files == files and (before.again_at is None or time.monotonic() < before.again_at):
             return
@@ -178,15 +178,6 @@ def _refuse_open_management(url: str) -> None:
         loopback = False
     if not loopback:
         raise StartRefused(f"management: {url!r} is not a URL on loopback, e.g. http://127.0.0.1:8081")
-
-
-def _files(folder: Path) -> tuple[tuple[str, int, int], ...]:
-    """Name, size and time of every file, to see that a folder changed."""
-    try:
-        stats = [(entry.name, entry.stat()) for entry in folder.iterdir()]
-    except OSError:
-        return ()
-    return tuple(sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats))
 
 
 if __name__ == "__main__":

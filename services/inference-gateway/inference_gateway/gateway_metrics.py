@@ -16,6 +16,7 @@ from inference_gateway.recorder import Recorder
 log = get_logger(__name__)
 
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+SCORE_BUCKETS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 0.97, 0.99, 1.0)
 VERDICTS = {1: "approve", 2: "review", 3: "deny"}
 _SOURCES = {s.value: s.name.lower() for s in Source}
 
@@ -33,9 +34,8 @@ class GatewayMetrics:
         self.unrecorded = metrics.counter("unrecorded_total", "Transactions recorded neither in the spool nor in Kafka")
         self._latency = metrics.histogram("decision_seconds", "Arrival to reply, by request", ["release"])
         self._scores = metrics.histogram(
-            "score_ratio", "Scores of what was decided", ["release"],
-            buckets=(0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 0.97, 0.99, 1.0),
-        )  # fmt: skip
+            "score_ratio", "Scores of what was decided", ["release"], buckets=SCORE_BUCKETS
+        )
         self._stages = metrics.histogram("stage_seconds", "Time in a stage, by micro-batch", ["stage"])
         self.feature_stage = self._stages.labels("features")
         self.model_stage = self._stages.labels("model")

@@ -25,7 +25,7 @@ from service_kit.metrics import Metrics
 
 from inference_gateway.batcher import Batcher
 from inference_gateway.decision import Decider, Decision, Request
-from inference_gateway.gateway_metrics import VERDICTS
+from inference_gateway.gateway_metrics import SCORE_BUCKETS, VERDICTS
 from inference_gateway.kafka_producer import KafkaProducer, Topic
 from inference_gateway.model_server import ModelServer, ModelServerError
 from inference_gateway.spool_format import Message
@@ -53,10 +53,7 @@ class ShadowMetrics:
         self.difference = metrics.histogram(
             "shadow_difference_ratio", "How far a shadow's score is from the answered one", ["release"], buckets=buckets
         )
-        self.scores = metrics.histogram(
-            "shadow_score_ratio", "Scores of a shadow", ["release"],
-            buckets=(0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 0.97, 0.99, 1.0),
-        )  # fmt: skip
+        self.scores = metrics.histogram("shadow_score_ratio", "Scores of a shadow", ["release"], buckets=SCORE_BUCKETS)
 
 
 class _Item(NamedTuple):

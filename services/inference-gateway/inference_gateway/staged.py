@@ -9,11 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from model_release.errors import ReleaseError
-from model_release.release import Release, list_request_releases, open_release
+from model_release.release import Release, files_of, list_request_releases, open_release
 from service_kit.logs import get_logger
-
-Files = tuple[tuple[str, int, int], ...]
-"""Name, size and time of every file."""
 
 log = get_logger(__name__)
 
@@ -25,7 +22,7 @@ class StagedReleases:
         self._folder, self._model = folder, model
         self.opened: dict[str, Release] = {opened.id: opened}
         self.refused: dict[str, str] = {}
-        self._seen: dict[str, Files] = {}
+        self._seen: dict[str, tuple[tuple[str, int, int], ...]] = {}
 
     def look(self) -> None:
         opened, refused = {}, {}
@@ -36,7 +33,7 @@ class StagedReleases:
             if name in self.opened:
                 opened[name] = self.opened[name]
                 continue
-            files = _files(path)
+            files = files_of(path)
             if name in self.refused and self._seen.get(name) == files:
                 refused[name] = self.refused[name]
                 continue
@@ -48,11 +45,3 @@ class StagedReleases:
                 refused[name] = str(error)
                 log.error("release refused", release=name, reason=str(error))
         self.opened, self.refused = opened, refused
-
-
-def _files(folder: Path) -> Files:
-    try:
-        stats = [(entry.name, entry.stat()) for entry in folder.iterdir()]
-    except OSError:
-        return ()
-    return tuple(sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats))

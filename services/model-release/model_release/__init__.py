@@ -8,7 +8,7 @@ Reading one needs no torch: `open_release`, `model_release.policy`. Writing and 
 from model_release.errors import ReleaseError
 from model_release.manifest import Manifest, Policy, RecommenderManifest, Rule, Thresholds
 from model_release.recommender import RecommenderRelease
-from model_release.release import Release, list_releases, list_request_releases, open_release
+from model_release.release import Release, files_of, list_releases, list_request_releases, open_release
 
 __all__ = [
     "Manifest",
@@ -19,6 +19,7 @@ __all__ = [
     "ReleaseError",
     "Rule",
     "Thresholds",
+    "files_of",
     "list_releases",
     "list_request_releases",
     "open_release",

@@ -100,6 +100,15 @@ def list_request_releases(folder: Path | str) -> list[Path]:
     return [path for path in list_releases(folder, "tabular") if _reads_requests(path)]
 
 
+def files_of(folder: Path) -> tuple[tuple[str, int, int], ...]:
+    """Name, size and time of every file, to see that a folder changed; nothing where it cannot be read."""
+    try:
+        stats = [(entry.name, entry.stat()) for entry in folder.iterdir()]
+    except OSError:
+        return ()
+    return tuple(sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats))
+
+
 def _reads_requests(folder: Path) -> bool:
     try:
         return bool(json.loads(_read(folder))["plan"]["request_features"])
