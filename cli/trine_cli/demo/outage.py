@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import httpx
 
 from trine_cli.demo.day import Sending
+from trine_cli.local import loopback
 from trine_cli.local.stack import TORCHSERVE, Stack
 
 _LOOK_EVERY_S = 0.2
@@ -84,7 +85,7 @@ class OutageMaker:
 def degraded(url: str) -> dict[str, str]:
     """Parts of a service that are not what they should be, and why; `url` is its REST address."""
     try:
-        health = httpx.get(f"{url}/readyz", timeout=2).json()
+        health = loopback.get(f"{url}/readyz", 2).json()
     except (httpx.HTTPError, ValueError) as error:
         return {"readyz": str(error)}
     return {**health.get("not_ready", {}), **health.get("degraded", {})}

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
+from trine_cli.local import loopback
 from trine_cli.local.stack_services import ARCHIVE, GATEWAY, WORKER
 
 Series = Mapping[tuple[str, tuple[tuple[str, str], ...]], float]
@@ -28,8 +29,8 @@ class Sample:
 def look(url: str) -> Sample:
     """Ask /readyz and /metrics below `url`; what does not answer is a trouble and not an error."""
     try:
-        health = httpx.get(f"{url}/readyz", timeout=2).json()
-        page = httpx.get(f"{url}/metrics", timeout=2).text
+        health = loopback.get(f"{url}/readyz", 2).json()
+        page = loopback.get(f"{url}/metrics", 2).text
     except (httpx.HTTPError, ValueError) as error:
         return Sample(time.monotonic(), troubles=(f"does not answer: {type(error).__name__}",))
     reasons = {**health.get("dead", {}), **health.get("not_ready", {}), **health.get("degraded", {})}

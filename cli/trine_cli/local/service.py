@@ -9,6 +9,7 @@ from pathlib import Path
 import httpx
 import psutil
 
+from trine_cli.local import loopback
 from trine_cli.local.ports import HOST
 from trine_cli.local.process import Check
 from trine_cli.local.server import Launch, LocalServer
@@ -80,7 +81,7 @@ class Service(LocalServer):
 def not_ready(url: str) -> str | None:
     """What /readyz below `url` says is missing; None when it says ready."""
     try:
-        response = httpx.get(f"{url}/readyz", timeout=2)
+        response = loopback.get(f"{url}/readyz", 2)
     except httpx.HTTPError as error:
         return f"{url}/readyz: {error}"
     if response.status_code == httpx.codes.OK:

@@ -9,6 +9,7 @@ from pathlib import Path
 import httpx
 
 from models.torchserve.server import JAVA_OPTIONS, NotInstalled, addresses, command, environment, write_config
+from trine_cli.local import loopback
 from trine_cli.local.errors import MissingProgram
 from trine_cli.local.java import java_program
 from trine_cli.local.ports import HOST, free_ports
@@ -88,7 +89,7 @@ class TorchServe(LocalServer):
     def _missing(self) -> str | None:
         for url in (f"{self.inference_url}/ping", f"{self.management_url}/models"):
             try:
-                status = httpx.get(url, timeout=2).status_code
+                status = loopback.get(url, 2).status_code
             except httpx.HTTPError as error:
                 return f"{url}: {error}"
             if status != httpx.codes.OK:
