@@ -56,7 +56,7 @@ demo: setup      ## the whole path for real, ending in a report [KEEP=1: leave i
 	@$(PY) -m trine_cli.demo $(if $(filter-out 0,$(KEEP)),--keep)
 
 test: setup      ## all tests, with real Redis, Kafka and TorchServe
-	@# Three files at a time, in order: most tests wait for servers.
+	@# Three files at a time, in order (see conftest.py): most tests wait for servers.
 	@pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 # Images and clusters need docker, kind, kubectl and helm on PATH, and no virtual environment.
