@@ -20,7 +20,9 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from model_release import ReleaseError
 from model_release.testing import write_toy_release
 from trine_cli.errors import BadInput
+from trine_cli.local import loopback
 from trine_cli.local.errors import LocalStackError
+from trine_cli.local.fixtures import PrivateKafka
 from trine_cli.local.ports import HOST, free_port
 from trine_cli.local.stack import ARCHIVE, FEATURES, GATEWAY, KAFKA, REDIS, WORKER, Stack, StackOptions
 
@@ -75,7 +77,7 @@ def eventually(condition: Callable[[], bool], seconds: float = 60.0) -> None:
 
 def is_ready(url: str) -> bool:
     try:
-        return httpx.get(f"{url}/readyz", timeout=5).status_code == httpx.codes.OK
+        return loopback.get(f"{url}/readyz", 5).status_code == httpx.codes.OK
     except httpx.HTTPError:
         return False
 
@@ -147,8 +149,9 @@ def test_one_killed_with_its_parent_leaves_nothing_and_its_neighbour_alone(stack
 
 
 def test_servers_that_already_run_are_used_and_left_running(
-    stack: Stack, releases: Path, redis_url: str, kafka_bootstrap: str
+    stack: Stack, releases: Path, redis_url: str, private_kafka: PrivateKafka
 ) -> None:
+    kafka_bootstrap = private_kafka(shards=64).bootstrap  # as many as `trine up` has
     words = ["--redis-url", redis_url, "--kafka-bootstrap", kafka_bootstrap, "--torchserve", stack.torchserve]
     other = TrineUp("--releases", str(releases), *words)
     try:
@@ -166,7 +169,7 @@ def test_servers_that_already_run_are_used_and_left_running(
 
 
 def test_data_outlives_the_stack_and_is_locked_meanwhile(stack: Stack, releases: Path, tmp_path: Path) -> None:
-    options = StackOptions(releases, data=tmp_path / "data", torchserve=stack.torchserve)
+    options = StackOptions(releases, data=tmp_path / "data", torchserve=stack.torchserve, shards=4)
     with Stack(options) as first:
         with pytest.raises(LocalStackError, match="is in use by another trine up"):
             Stack(options)

@@ -16,6 +16,7 @@ from feature_store.updates import StateWriter
 from model_release.testing import write_toy_release
 from trine_cli import traffic
 from trine_cli.kafka_log import KafkaLog
+from trine_cli.local.fixtures import SHARDS
 from trine_cli.local.ports import free_port, free_ports
 from trine_cli.local.redis_server import RedisServer
 from trine_cli.local.stack_services import Ports, ServiceFactory
@@ -47,10 +48,10 @@ def gateway(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer,
         client.flushdb()
         writer = StateWriter(client, PLAN, "test")
         for entity in PLAN.entities:
-            writer.claim(entity.name, PLAN.topic_of(entity.name), "topic-of-test", range(64))
-            writer.heartbeat(entity.name, dict.fromkeys(range(64), time.time_ns() // 1_000))
+            writer.claim(entity.name, PLAN.topic_of(entity.name), "topic-of-test", range(SHARDS))
+            writer.heartbeat(entity.name, dict.fromkeys(range(SHARDS), time.time_ns() // 1_000))
     factory = ServiceFactory(
-        releases=folder / "releases", release=release.id, redis_url=url, kafka_bootstrap=kafka_bootstrap, shards=64,
+        releases=folder / "releases", release=release.id, redis_url=url, kafka_bootstrap=kafka_bootstrap, shards=SHARDS,
         ports=Ports(*free_ports(7)), logs=folder, env={},
     )  # fmt: skip
     with factory.gateway(f"127.0.0.1:{free_port()}", 1, folder / "spool") as service:
@@ -131,7 +132,8 @@ def test_replay_sends_a_period_at_a_rate_and_sums_it_up(
     day = load_transactions(dataset, start_us * 86_400_000_000, end_us * 86_400_000_000)
     words = ["replay", "--transactions", dataset, "--from", DAY, "--to", NEXT_DAY, "--target", gateway]
     began = time.monotonic()
-    code, summed, printed = trine(*words, "--rate", 60, "--deadline-ms", 5_000, "--kafka-bootstrap", kafka_bootstrap)
+    kafka = ["--kafka-bootstrap", kafka_bootstrap, "--shards", SHARDS]
+    code, summed, printed = trine(*words, "--rate", 60, "--deadline-ms", 5_000, *kafka)
     took_s = time.monotonic() - began
     assert code == 0, printed
     assert summed["transactions"] == summed["answered"] == day.num_rows > 40

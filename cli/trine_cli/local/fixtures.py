@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import pytest
 import redis
 
+from models.torchserve.server import JAVA_OPTIONS
 from trine_cli.local.kafka_broker import KafkaBroker
 from trine_cli.local.redis_server import RedisServer
 from trine_cli.local.topics import create_topics
@@ -24,6 +25,11 @@ from trine_cli.local.torchserve import TorchServe
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
+#: Partitions of Trine's topics here: each costs the broker and whoever follows them. (`trine up` has 64 of its own.)
+SHARDS = 8
+
+# The better compiler would work longer than what it makes.
+_QUICK_JAVA = ("-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC")
 _databases = itertools.count()
 
 
@@ -36,7 +42,7 @@ class PrivateRedis(Protocol):
 class PrivateKafka(Protocol):
     """Starts a Kafka of the test's own; `shards`: partitions of Trine's topics, 0 for none of them."""
 
-    def __call__(self, shards: int = 64, **options: Any) -> KafkaBroker: ...
+    def __call__(self, shards: int = SHARDS, **options: Any) -> KafkaBroker: ...
 
 
 class PrivateTorchServe(Protocol):
@@ -69,9 +75,9 @@ def redis_url(redis_server: RedisServer) -> str:
 
 @pytest.fixture(scope="session")
 def kafka_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaBroker]:
-    """The session's Kafka, with Trine's topics (64 partitions). Do not stop it; take `private_kafka` for that."""
+    """The session's Kafka, with Trine's topics (SHARDS partitions). Do not stop it; take `private_kafka` for that."""
     with KafkaBroker(tmp_path_factory.mktemp("kafka")) as broker:
-        broker.create_topics()
+        broker.create_topics(SHARDS)
         yield broker
 
 
@@ -96,7 +102,7 @@ def new_topics(kafka_bootstrap: str) -> NewTopics:
 @pytest.fixture(scope="session")
 def torchserve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TorchServe]:
     """The session's TorchServe, without models: a test unregisters what it registers."""
-    with TorchServe(tmp_path_factory.mktemp("torchserve")) as server:
+    with TorchServe(tmp_path_factory.mktemp("torchserve"), java_options=(*JAVA_OPTIONS, *_QUICK_JAVA)) as server:
         yield server
 
 
@@ -110,8 +116,7 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
         "spark.python.daemon.module": "batch_scorer.python_daemon",
     }
     with pytest.MonkeyPatch.context() as patch:
-        # The better compiler would work longer than what it makes.
-        patch.setenv("JAVA_TOOL_OPTIONS", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC")
+        patch.setenv("JAVA_TOOL_OPTIONS", " ".join(_QUICK_JAVA))
         session = spark_session("tests", tmp_path_factory.mktemp("spark"), "local[2,4]", "1g", conf)
     yield session
     session.stop()
@@ -136,7 +141,7 @@ def private_kafka(tmp_path: Path) -> Iterator[PrivateKafka]:
     count = itertools.count()
     with ExitStack() as servers:
 
-        def make(shards: int = 64, **options: Any) -> KafkaBroker:
+        def make(shards: int = SHARDS, **options: Any) -> KafkaBroker:
             folder = options.pop("folder", None) or tmp_path / f"kafka-{next(count)}"
             broker = servers.enter_context(KafkaBroker(folder, **options))
             if shards:
@@ -154,6 +159,7 @@ def private_torchserve(tmp_path: Path) -> Iterator[PrivateTorchServe]:
 
         def make(**options: Any) -> TorchServe:
             folder = options.pop("folder", None) or tmp_path / f"torchserve-{next(count)}"
-            return servers.enter_context(TorchServe(folder, **options))
+            java_options = options.pop("java_options", (*JAVA_OPTIONS, *_QUICK_JAVA))
+            return servers.enter_context(TorchServe(folder, java_options=java_options, **options))
 
         yield make

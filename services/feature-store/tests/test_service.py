@@ -22,13 +22,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from trine.events.v1.events_pb2 import DeadLetter, Transaction
 from trine.features.v1 import features_pb2 as pb
 from trine.features.v1 import features_pb2_grpc
-from trine_cli.local.fixtures import NewTopics, PrivateRedis
+from trine_cli.local.fixtures import SHARDS, NewTopics, PrivateRedis
 from trine_cli.local.ports import HOST, free_ports
 from trine_cli.local.service import Service
 
 from models.fraud.features import PLAN
 
-SHARDS = 64
 SECOND, DAY = 1_000_000, 86_400 * 1_000_000
 T = 1_532_500_000_000_000
 CUSTOMER, TRANSACTIONS = "customer", "trine.transactions"
@@ -57,6 +56,7 @@ class FeatureStore:
             "GRPC_PORT": self.grpc_port,
             "REST_PORT": self.rest_port,
             "HOST": HOST,
+            "SHARDS": SHARDS,
             "REFRESH_S": 0.2,
             "DEAD_LETTERS_TOPIC": letters,
         }
@@ -241,7 +241,7 @@ def test_freshness_counts_what_is_not_absorbed_and_lost_state_is_said_so(
     assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
     assert find().offset == -1
     assert store.rest.get("/v1/freshness").json()["shards"][shard]["lag_ms"] is None
-    eventually(lambda: 'shards_lost_state{entity="customer"} 64.0' in store.rest.get("/metrics").text)
+    eventually(lambda: 'shards_lost_state{entity="customer"} 8.0' in store.rest.get("/metrics").text)
 
 
 def test_dead_letters_are_counted_by_reason_and_each_once(

@@ -11,6 +11,7 @@ import httpx
 import pytest
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 from tests.gateway_scene import (
+    SHARDS,
     START_US,
     TRANSACTIONS,
     Gateway,
@@ -71,7 +72,7 @@ def gateway(
     tmp_path_factory: pytest.TempPathFactory, redis_server: Any, kafka_bootstrap: str, release: Any
 ) -> Iterator[Gateway]:
     """One gateway for all of this module: no test here changes anything."""
-    from tests.gateway_scene import SHARDS, build_state
+    from tests.gateway_scene import build_state
 
     url = redis_server.database(63)
     build_state(url)
@@ -161,9 +162,10 @@ def test_event_times_that_the_stream_cannot_have(gateway: Gateway, redis_server:
     from feature_store import keys
     from feature_store.sharding import shard_of
 
-    customer = "clocked"
+    customer = "clocked"  # in another shard than the one below that must have no clock
+    assert shard_of(customer, SHARDS) != shard_of("clockless", SHARDS)
     with redis.Redis.from_url(redis_server.database(63)) as client:
-        client.hset(keys.meta("customer", shard_of(customer, 64), keys.FIRST_VERSION), "clock", START_US)
+        client.hset(keys.meta("customer", shard_of(customer, SHARDS), keys.FIRST_VERSION), "clock", START_US)
     assert gateway.score(transaction(customer=customer, at_us=START_US - DAY_US)).verdict
     assert gateway.score(transaction(customer=customer, at_us=START_US + 31 * DAY_US)).verdict
     for wrong in (START_US - DAY_US - 1, START_US + 31 * DAY_US + 1):
@@ -174,11 +176,11 @@ def test_event_times_that_the_stream_cannot_have(gateway: Gateway, redis_server:
 
 def test_a_date_that_no_clock_can_have_is_refused_where_the_shard_has_no_clock_yet(gateway: Gateway) -> None:
     now_us = time.time_ns() // 1_000
-    error = gateway.refusal(transaction(customer="unclocked", at_us=now_us + 31 * DAY_US + 60_000_000))
+    error = gateway.refusal(transaction(customer="clockless", at_us=now_us + 31 * DAY_US + 60_000_000))
     assert violation(error) == "event_time"
     assert "in the future; must be at most 2678400 s after the gateway's clock" in (error.details() or "")
-    assert gateway.score(transaction(customer="unclocked", at_us=now_us + 31 * DAY_US - 60_000_000)).verdict
-    assert gateway.score(transaction(customer="unclocked")).verdict, "nor has it set one"
+    assert gateway.score(transaction(customer="clockless", at_us=now_us + 31 * DAY_US - 60_000_000)).verdict
+    assert gateway.score(transaction(customer="clockless")).verdict, "nor has it set one"
 
 
 def test_live_refuses_what_the_wall_clock_cannot_have(new_gateway: NewGateway, state: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from inference_gateway.model_server import TorchServeClient
@@ -79,44 +80,48 @@ def test_killed_and_restarted(
 
 
 def test_a_server_that_hangs_is_answered_for_in_time(
-    new_gateway: NewGateway, state: str, private_torchserve: PrivateTorchServe, release: Release
+    new_gateway: NewGateway, state: str, model_server: TorchServe
 ) -> None:
-    server = private_torchserve()
-    register(server, release)
-    gateway = new_gateway(redis_url=state, torchserve_grpc=server.inference)
+    gateway = new_gateway(redis_url=state, torchserve_grpc=model_server.inference)
     wait_for("the model is checked", gateway.model_answers)
     gateway.score(transaction())
-    server.pause()
 
     def timed(_: int) -> tuple[float, scoring.ScoreTransactionResponse]:
         began = time.monotonic()
-        response = gateway.score(transaction(), timeout_s=0.4)
+        response = gateway.score(transaction(), timeout_s=1.0)
         return time.monotonic() - began, response
 
-    with ThreadPoolExecutor(10) as pool:
-        found = list(pool.map(timed, range(60)))
+    # It is the session's, but nothing else of this session runs meanwhile.
+    model_server.pause()
+    try:
+        with ThreadPoolExecutor(10) as pool:
+            found = list(pool.map(timed, range(60)))
+    finally:
+        model_server.resume()
     assert {r.source for _, r in found} == {RULES}
     assert {r.fallback_reason for _, r in found} <= {"deadline", "model_down"}
-    assert max(seconds for seconds, _ in found) < 0.6
-    assert sorted(seconds for seconds, _ in found)[30] < 0.2, "after the first few nobody waits"
-    server.resume()
+    assert max(seconds for seconds, _ in found) < 1.2
+    assert sorted(seconds for seconds, _ in found)[30] < 0.5, "after the first few nobody waits"
     wait_for("the model again", lambda: gateway.score(transaction()).source == MODEL)
 
 
 def test_other_weights_under_the_releases_name_are_not_used(
-    new_gateway: NewGateway, state: str, private_torchserve: PrivateTorchServe, release: Release, tmp_path: object
+    new_gateway: NewGateway, state: str, torchserve: TorchServe, tmp_path: Path
 ) -> None:
     import httpx
 
-    other = write_toy_release(f"{tmp_path}/other", PLAN, seed=99)
-    server = private_torchserve()
+    release = write_toy_release(tmp_path / "releases", PLAN, seed=98)
+    other = write_toy_release(tmp_path / "other", PLAN, seed=99)
     query = {
         "url": other.archive_path.as_uri(),
         "model_name": release.id,
         "initial_workers": "1",
         "synchronous": "true",
     }
-    assert httpx.post(f"{server.management_url}/models", params=query, timeout=120).status_code == 200
-    gateway = new_gateway(redis_url=state, torchserve_grpc=server.inference)
+    assert httpx.post(f"{torchserve.management_url}/models", params=query, timeout=120).status_code == 200
+    gateway = new_gateway(
+        redis_url=state, torchserve_grpc=torchserve.inference, releases=release.path.parent, release=release.id
+    )
     wait_for("the reason", lambda: "golden" in gateway.degraded().get("model", ""))
     assert gateway.score(transaction()).fallback_reason == "model_down"
+    httpx.delete(f"{torchserve.management_url}/models/{release.id}", timeout=30)

@@ -11,11 +11,8 @@ import numpy as np
 import pytest
 from inference_gateway.model_server import ModelRejected, ModelUnavailable, TorchServeClient
 from model_release import Release
-from model_release.testing import write_toy_release
 from trine_cli.local.fixtures import PrivateTorchServe
 from trine_cli.local.torchserve import TorchServe
-
-from models.fraud.features import PLAN
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -27,20 +24,9 @@ def register(server: TorchServe, release: Release, **query: object) -> None:
     assert reply.status_code == 200, reply.text
 
 
-@pytest.fixture(scope="module")
-def release(tmp_path_factory: pytest.TempPathFactory) -> Release:
-    return write_toy_release(tmp_path_factory.mktemp("releases"), PLAN)
-
-
-@pytest.fixture(scope="module")
-def server(torchserve: TorchServe, release: Release) -> TorchServe:
-    register(torchserve, release)
-    return torchserve
-
-
 @pytest.fixture
-async def client(server: TorchServe) -> AsyncIterator[TorchServeClient]:
-    client = TorchServeClient(server.inference)
+async def client(model_server: TorchServe) -> AsyncIterator[TorchServeClient]:
+    client = TorchServeClient(model_server.inference)
     yield client
     await client.close()
 

@@ -10,7 +10,17 @@ import redis
 from feature_store import keys
 from feature_store.sharding import shard_of
 from service_kit.run import EXIT_REFUSED
-from tests.gateway_scene import DECISIONS, TRANSACTIONS, NewGateway, Topic, build_state, new_id, transaction, wait_for
+from tests.gateway_scene import (
+    DECISIONS,
+    SHARDS,
+    TRANSACTIONS,
+    NewGateway,
+    Topic,
+    build_state,
+    new_id,
+    transaction,
+    wait_for,
+)
 from trine.events.v1 import events_pb2 as events
 from trine.scoring.v1 import scoring_pb2 as scoring
 from trine_cli.local.errors import ProcessDied
@@ -108,7 +118,7 @@ def test_lost_state_is_told_apart_from_a_new_customer(
 
     lost = "lost-customer"
     with redis.Redis.from_url(state) as client:
-        client.delete(keys.meta("customer", shard_of(lost, 64), keys.FIRST_VERSION))
+        client.delete(keys.meta("customer", shard_of(lost, SHARDS), keys.FIRST_VERSION))
     id_ = new_id()
     response = gateway.score(transaction(id_, customer=lost, terminal="t-fresh"))
     assert response.fallback_reason == "features_lost"
