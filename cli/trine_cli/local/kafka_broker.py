@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import shutil
 import subprocess
 import tempfile
 import uuid
@@ -111,12 +112,22 @@ class KafkaBroker(LocalServer):
         }
 
     def _format(self, java: list[str], properties: Path) -> None:
-        cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-        # Kafka reads an id that starts with "-" as an option.
-        command = [*java, "kafka.tools.StorageTool", "format", "-t", cluster.replace("-", "A"), "-c", str(properties)]
+        """As Kafka's own tool does, which takes a second: beside the ids it writes the same every time, kept here."""
+        kept, data = kafka_cache() / "bootstrap.checkpoint", self.folder / "data"
+        if kept.exists():
+            data.mkdir(exist_ok=True)
+            shutil.copyfile(kept, data / kept.name)
+            # Last, since it is what says that the folder is whole.
+            ids = {"version": 1, "node.id": 1, "cluster.id": _new_id(), "directory.id": _new_id()}
+            (data / "meta.properties").write_text("".join(f"{name}={value}\n" for name, value in ids.items()))
+            return
+        command = [*java, "kafka.tools.StorageTool", "format", "-t", _new_id(), "-c", str(properties)]
         run = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
         if run.returncode != 0:
             raise LocalStackError(f"kafka cannot format {self.folder}:\n{run.stdout[-2000:]}")
+        made = kept.with_name(f"{kept.name}-{uuid.uuid4().hex}")
+        shutil.copyfile(data / kept.name, made)
+        made.rename(kept)
 
     def _missing(self) -> str | None:
         if not accepts_connections(self.port):
@@ -127,6 +138,11 @@ class KafkaBroker(LocalServer):
         except KafkaException as error:
             return str(error)
         return None if brokers else "the broker has not joined its cluster yet"
+
+
+def _new_id() -> str:
+    """A random id as Kafka writes them. It reads one that starts with "-" as an option."""
+    return base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=").replace("-", "A")
 
 
 def _shared_classes() -> Sequence[str]:
