@@ -111,15 +111,20 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
     """The session of this process, which jobs that run in it use too; tasks are tried again as in production."""
     from feature_store.spark_session import spark_session
 
+    from trine_cli.local.spark_classes import shared_classes
+
     conf = {
         "spark.sql.shuffle.partitions": "2",  # the data are small, a task is not for nothing
         "spark.python.daemon.module": "batch_scorer.python_daemon",
     }
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAVA_TOOL_OPTIONS", " ".join(_QUICK_JAVA))
-        session = spark_session("tests", tmp_path_factory.mktemp("spark"), "local[2,4]", "1g", conf)
-    yield session
-    session.stop()
+        # Of this JVM, and of those of jobs that tests start as processes of their own.
+        patch.setenv("SPARK_SUBMIT_OPTS", shared_classes())
+        with pytest.MonkeyPatch.context() as start:
+            start.setenv("JAVA_TOOL_OPTIONS", " ".join(_QUICK_JAVA))
+            session = spark_session("tests", tmp_path_factory.mktemp("spark"), "local[2,4]", "1g", conf)
+        yield session
+        session.stop()
 
 
 @pytest.fixture

@@ -47,10 +47,11 @@ def kafka_cache() -> Path:
 
 
 @contextmanager
-def one_at_a_time(name: str) -> Iterator[None]:
-    """Hold the lock `name` of the cache; other processes wait."""
-    kafka_cache().mkdir(parents=True, exist_ok=True)
-    with (kafka_cache() / f"{name}.lock").open("w") as file:
+def one_at_a_time(name: str, folder: Path | None = None) -> Iterator[None]:
+    """Hold the lock `name` of the folder, by default of Kafka's cache; other processes wait."""
+    folder = folder or kafka_cache()
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"{name}.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
