@@ -87,7 +87,7 @@ def test_prune_leaves_what_is_read_and_takes_what_is_not(toy: Scene) -> None:
             client.persist(block_key(oldest.run, block))
         long_ago = registry.runs("shop")[oldest.run].now(superseded_us=oldest.published_us - 10**13)
         client.hset("trine:batch:shop:runs", oldest.run, long_ago.to_json())
-        dead = registry.acquire("shop", "shop-20180827t000000-0000dead", 0.2, 1.0)
+        dead = registry.acquire("shop", "shop-20180827t000000-0000dead", 2.0, 1.0)
         registry.record(dead, tuesday.now(run=dead.run, state="writing"))
         client.set(block_key(dead.run, 7), b"a row")
         settings = toy.settings()

@@ -82,13 +82,16 @@ def test_killed_and_restarted(
 def test_a_server_that_hangs_is_answered_for_in_time(
     new_gateway: NewGateway, state: str, model_server: TorchServe
 ) -> None:
-    gateway = new_gateway(redis_url=state, torchserve_grpc=model_server.inference)
+    # The gateway has 0.4 s; the client waits for longer, since both share the cores with other tests.
+    gateway = new_gateway(
+        redis_url=state, torchserve_grpc=model_server.inference, deadline_ms=400, longest_deadline_ms=400
+    )
     wait_for("the model is checked", gateway.model_answers)
     gateway.score(transaction())
 
     def timed(_: int) -> tuple[float, scoring.ScoreTransactionResponse]:
         began = time.monotonic()
-        response = gateway.score(transaction(), timeout_s=1.0)
+        response = gateway.score(transaction())
         return time.monotonic() - began, response
 
     # It is the session's, but nothing else of this session runs meanwhile.
@@ -100,8 +103,8 @@ def test_a_server_that_hangs_is_answered_for_in_time(
         model_server.resume()
     assert {r.source for _, r in found} == {RULES}
     assert {r.fallback_reason for _, r in found} <= {"deadline", "model_down"}
-    assert max(seconds for seconds, _ in found) < 1.2
-    assert sorted(seconds for seconds, _ in found)[30] < 0.5, "after the first few nobody waits"
+    assert max(seconds for seconds, _ in found) < 1.5
+    assert sorted(seconds for seconds, _ in found)[30] < 0.2, "after the first few nobody waits"
     wait_for("the model again", lambda: gateway.score(transaction()).source == MODEL)
 
 
