@@ -15,7 +15,7 @@ def test_a_rollback_that_is_refused_can_be_forced(redis_url: str) -> None:
     store = RolloutStore(redis.Redis.from_url(redis_url))
     store.begin(Pointer("fraud", NEW, previous=OLD))
     store.report(ProcessReport(GATEWAY, "g/1", "fraud", {NEW: "", OLD: "the model server does not answer for it"}))
-    with pytest.raises(NotLoaded, match="g/1: the model server does not answer .*--force"):
+    with pytest.raises(NotLoaded, match=r"g/1: the model server does not answer .*--force"):
         roll_back(store, "fraud", shadow=False, wait_s=0)
     standing = store.read("fraud")
     assert standing is not None
