@@ -111,7 +111,7 @@ def _show(
         "rows/s",
         "written/s",
         *(f"{stage} s" for stage in stages),
-        "driver MB",
+        "driver, JVM MB",
         "worker MB",
         "B/row",
     )
@@ -156,6 +156,8 @@ def _show(
             str(size): round(statistics.median(run.cpu_s for run in found) / size * 1e6, 2)
             for size, found in runs.items()
         },
+        "driver_and_jvm_mb": {str(size): round(max(run.driver_mb for run in found)) for size, found in runs.items()},
+        "worker_mb": {str(size): round(max(run.worker_mb for run in found)) for size, found in runs.items()},
         "reads": reads,
     }
     print(json.dumps(result))

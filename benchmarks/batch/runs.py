@@ -80,7 +80,8 @@ def _usage(driver: psutil.Process, cpu: dict[int, float]) -> tuple[float, float]
         for process in [driver, *driver.children(recursive=True)]:
             size, times = process.memory_info().rss / 1e6, process.cpu_times()
             cpu[process.pid] = times.user + times.system
-            if "python_daemon" in " ".join(process.cmdline()):
+            # The JVM's own command line names the daemon's module, too.
+            if process.name() != "java" and "python_daemon" in " ".join(process.cmdline()):
                 largest = max(largest, size)
             else:
                 own += size

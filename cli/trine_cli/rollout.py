@@ -67,18 +67,18 @@ def promote(
     return _moved(store, pointer, after, wait_s)
 
 
-def roll_back(store: RolloutStore, model: str, shadow: bool, wait_s: float) -> Moved:
+def roll_back(store: RolloutStore, model: str, shadow: bool, wait_s: float, force: bool = False) -> Moved:
     """A canary ends; without one the release before is current again. `shadow`: the shadow ends instead.
 
-    Raises as `promote`.
+    `force`: although processes say that they could not serve it now. Raises as `promote`.
     """
     pointer = store.read(model)
     if pointer is None:
         raise MoveRefused(f"model {model}: nothing was ever promoted here, and no gateway has started")
     after = without_shadow(pointer) if shadow else rolled_back(pointer)
     known = after.current == pointer.current
-    if not known and (reasons := reasons_against(after.current, store.reports(model), workers=False)):
-        raise NotLoaded(after.current, reasons)
+    if not known and not force and (reasons := reasons_against(after.current, store.reports(model), workers=False)):
+        raise NotLoaded(after.current, [*reasons, "--force goes back all the same, and rules decide until it can"])
     return _moved(store, pointer, after, wait_s)
 
 

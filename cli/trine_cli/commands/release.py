@@ -137,6 +137,9 @@ def promote(
 def rollback(
     model: Model,
     shadow: Annotated[bool, typer.Option("--shadow", help="End the shadow; whoever answers stays.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also while TorchServe is down: rules decide until it answers again.")
+    ] = False,
     redis_url: RedisUrl = LOCAL,
     wait: Wait = 10.0,
     json: Json = False,
@@ -145,7 +148,7 @@ def rollback(
     from trine_cli.rollout import roll_back
 
     with _rollouts(redis_url) as store:
-        moved = roll_back(store, model, shadow, wait)
+        moved = roll_back(store, model, shadow, wait, force)
     _told(Output(json), moved)
 
 

@@ -94,7 +94,11 @@ class BlockWriter:
                     for name, value in chunk:
                         pipe.set(name, value, ex=self.expire_s)
                     pipe.get(pace_key(self.run))
-                    pause_s = int(pipe.execute()[-1] or 0) / 1e3
+                    # Raised from here: the client's own words would have the block in them.
+                    answers = pipe.execute(raise_on_error=False)
+                    if refused := next((answer for answer in answers if isinstance(answer, ResponseError)), None):
+                        raise refused
+                    pause_s = int(answers[-1] or 0) / 1e3
         except (RedisAway, RedisLate, ResponseError) as error:
             raise StorageError(f"Redis did not take rows of {self.run}: {error}") from error
         if pause_s:

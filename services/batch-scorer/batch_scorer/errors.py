@@ -3,7 +3,7 @@
 BatchError
 ├── JobError         3  the job's declaration cannot be run
 ├── InputError       3  a file, column, day or release cannot be used; it stays so until somebody repairs it
-├── StorageError     4  warehouse, Redis or Spark refused, lost something or ended; trying again may help
+├── StorageError     4  warehouse, Redis, Spark or its executors refused, lost something or ended; trying again may help
 ├── ChecksFailed     5  the run was made and kept, and is not published; `--force REASON` publishes
 ├── Superseded       6  a newer cut-off is published, or a newer run took over; nothing to repeat
 └── JobBusy         75  another run of the job is at work (EX_TEMPFAIL: try again later)

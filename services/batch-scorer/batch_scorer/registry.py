@@ -256,10 +256,14 @@ class Registry:
 
     def delete(self, run: Run) -> None:
         """Delete a run's rows and what is known of it. The caller sees to it that nobody reads or writes it."""
+        self.delete_rows(run)
+        self._redis.hdel(runs_key(run.job), run.run)
+
+    def delete_rows(self, run: Run) -> None:
+        """Delete a run's rows; the run stays known, so that prune finds what is written of it later."""
         for _, keys in _chunks(run):
             self._redis.unlink(*keys)
         self._redis.unlink(pace_key(run.run))
-        self._redis.hdel(runs_key(run.job), run.run)
 
     def _whole(self, run: Run) -> None:
         counted = self.count(run, keep=True)

@@ -271,13 +271,14 @@ class _Runner:
                 time.sleep(0.1)
 
     def _discard(self, folder: Folder) -> None:
-        """After a failure: nothing of the run stays, as far as Redis and the warehouse can be reached."""
+        """After a failure: of the run only its record stays, as far as Redis and the warehouse can be reached."""
         run = self._quietly(lambda: self._registry.runs(self._job.name).get(self._run_id))
         current = self._quietly(lambda: self._registry.current(self._job.name))
         if current is not None and current.run == self._run_id:
             return  # published: what failed came after
         if run is not None:
-            self._quietly(lambda: self._registry.delete(run))
+            # Executors may still be at their last blocks: prune finds them by the run's record.
+            self._quietly(lambda: self._registry.delete_rows(run))
         self._quietly(folder.delete)
 
     def _quietly(self, work: Callable[[], T]) -> T | None:

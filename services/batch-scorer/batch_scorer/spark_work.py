@@ -44,7 +44,9 @@ _KNOWN: dict[str, type[BatchError]] = {
 }
 _RAISED = re.compile(r"^(?:[\w.]*\.)?(\w+(?:Error|Exception)): (.*)$", re.MULTILINE)
 _REFUSED = re.compile(r"No space left on device|File too large|Disk quota exceeded|Read-only file system")
+_DIED = re.compile(r"Python worker exited unexpectedly|ExecutorLostFailure[^\n]*")
 _UNREADABLE = re.compile(r"error while reading file (\S+?)\.? ")
+_NO_JVM = ("Py4JNetworkError", "ConnectionRefusedError", "ConnectionResetError")
 _LOCAL = re.compile(r"local(?:\[([^,\]]+)\])?")
 
 
@@ -184,13 +186,16 @@ class SparkWork:
         tracker = context.statusTracker()
 
         def watch() -> bool:
-            stages = [
-                info
-                for job in tracker.getJobIdsForGroup(stage)
-                if (found := tracker.getJobInfo(job)) is not None
-                for number in found.stageIds
-                if (info := tracker.getStageInfo(number)) is not None
-            ]
+            try:
+                stages = [
+                    info
+                    for job in tracker.getJobIdsForGroup(stage)
+                    if (found := tracker.getJobInfo(job)) is not None
+                    for number in found.stageIds
+                    if (info := tracker.getStageInfo(number)) is not None
+                ]
+            except Exception:  # its JVM may be gone, and the stage's own call says so
+                return False
             if total := sum(info.numTasks for info in stages):
                 advance(sum(info.numCompletedTasks for info in stages) / total)
             return True
@@ -212,8 +217,8 @@ class SparkWork:
 
 
 def failure(error: Exception) -> BatchError:
-    """What Spark's account of a failure comes down to: what an executor raised on purpose, a storage that refused, a
-    JVM that is gone; else its first line."""
+    """What Spark's account of a failure comes down to: what an executor raised on purpose, a storage that refused,
+    executors that died, a JVM that is gone; else its first line."""
     text = str(error)
     for name, message in reversed(_RAISED.findall(text)):
         if name in _KNOWN:
@@ -222,9 +227,13 @@ def failure(error: Exception) -> BatchError:
         return InputError(f"not a readable Parquet file: {unreadable[1]}")
     if refused := _REFUSED.search(text):
         return StorageError(f"a disk refused what Spark wrote: {refused[0]}")
-    if type(error).__name__ in ("Py4JNetworkError", "ConnectionRefusedError", "ConnectionResetError"):
+    if died := _DIED.search(text):
+        return StorageError(f"executors died at every try of a task, killed or without the memory they need: {died[0]}")
+    kind = type(error).__name__
+    # Of an error in the JVM Py4J shows a trace: without one there was no answer.
+    if kind in _NO_JVM or (kind == "Py4JError" and "Trace:" not in text):
         return StorageError(f"Spark's driver process ended: {error}")
-    return BatchError(f"Spark failed: {type(error).__name__}: {text.strip().splitlines()[0] if text.strip() else ''}")
+    return BatchError(f"Spark failed: {kind}: {text.strip().splitlines()[0] if text.strip() else ''}")
 
 
 def _has(columns: Sequence[str], wanted: Sequence[str], what: str) -> None:

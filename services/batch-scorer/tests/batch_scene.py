@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -108,17 +109,30 @@ class Scene:
     def folders(self) -> list[str]:
         return sorted(path.name for path in (self.warehouse / "runs" / "shop").glob("*"))
 
+    @property
+    def mark(self) -> Path:
+        """Where a job that waits says that it does."""
+        return self.scratch.parent / "scoring"
+
+    @property
+    def log(self) -> Path:
+        """What the drivers said."""
+        return self.scratch.parent / "drivers.log"
+
     def driver(
-        self, cutoff_us: int, do: str = "", *, file_bytes: int | None = None, **changes: object
+        self, cutoff_us: int, do: str = "", *, waits: bool = False, file_bytes: int | None = None, **changes: object
     ) -> subprocess.Popen[bytes]:
         """A driver as a process of its own. `do`: what it does to itself, `<signal>:<stage>[:moved]`.
 
-        `file_bytes`: no file that its Python workers write grows beyond, as on a disk that is full.
+        `waits`: one of its workers makes `mark` and waits to be killed. `file_bytes`: no file that its Python workers
+        write grows beyond, as on a disk that is full.
         """
         settings = self.settings(**changes).model_dump(mode="json")
         path = os.pathsep.join([str(HERE.parent), *(p for p in sys.path if p)])
         command = [sys.executable, "-m", "tests.batch_scene", json.dumps(settings), str(cutoff_us), do]
-        with (self.scratch.parent / f"driver-{time.time_ns()}.log").open("wb") as log:
+        if waits:
+            command.append(str(self.mark))
+        with self.log.open("ab") as log:
             # A JVM that lives for seconds only.
             env = {"PYTHONPATH": path, "JAVA_TOOL_OPTIONS": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"}
             if file_bytes is not None:
@@ -127,6 +141,18 @@ class Scene:
                 python.chmod(0o755)
                 env["PYSPARK_PYTHON"] = str(python)
             return subprocess.Popen(command, env=os.environ | env, stdout=log, stderr=log)
+
+
+def spent(warehouse: Path, cutoff_us: int) -> pa.Table:
+    """What each customer spent in the 30 days before, by SQL over the files: `key`, `largest`, `count`, `mean`."""
+    found = duckdb.sql(f"""
+        select customer_id as key, max(amount)::float largest, count(*)::float count, avg(amount)::float mean
+        from read_parquet('{warehouse}/transactions/*.parquet')
+        where epoch_us(event_time) >= {cutoff_us - 30 * DAY_US} and epoch_us(event_time) < {cutoff_us}
+        group by 1 order by 1
+    """)
+    assert found is not None
+    return found.to_arrow_table()
 
 
 def new_scene(shop: Path, folder: Path, url: str) -> Scene:
@@ -172,11 +198,14 @@ def wait_for(what: str, check: Callable[[], object], timeout_s: float = 60.0) ->
 def main() -> int:
     from batch_scorer.errors import BatchError
     from batch_scorer.runner import run_job
-    from tests.shop_job import QUICK
+    from service_kit import logs
+    from tests.shop_job import QUICK, waiting
 
-    settings = BatchSettings.model_validate(json.loads(sys.argv[1]))
+    logs.configure("batch")
+    settings, cutoff_us, do, *mark = sys.argv[1:]
+    job = waiting(Path(mark[0])) if mark else QUICK
     try:
-        run_job(QUICK, int(sys.argv[2]), settings, watcher=SignalsItself(sys.argv[3]))
+        run_job(job, int(cutoff_us), BatchSettings.model_validate(json.loads(settings)), watcher=SignalsItself(do))
     except BatchError as error:
         print(f"{type(error).__name__}: {error}", flush=True)
         return error.exit_code

@@ -5,6 +5,7 @@ Read by the runner's tests; a real job lives beside its model, in `models/<name>
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from dataclasses import dataclass, replace
@@ -86,21 +87,39 @@ class Halved(ModuleScoring):
 
 @dataclass(frozen=True)
 class KillsItsWorker(Halved):
-    """At its first try of each task the worker dies as by kill -9, in the middle of a batch."""
+    """At each try of a task the worker dies as by kill -9, in the middle of a batch."""
 
     def load(self, folder: Path) -> Score:
-        from pyspark import TaskContext
-
         def score(batch: pa.RecordBatch) -> list[pa.Array]:
-            context = TaskContext.get()
-            if context is not None and context.attemptNumber() == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), signal.SIGKILL)
+            return []
+
+        return score
+
+
+@dataclass(frozen=True)
+class WaitsOnce(Halved):
+    """The first worker that scores makes the file `mark` and waits for somebody to kill it; all others score."""
+
+    mark: str = ""
+
+    def load(self, folder: Path) -> Score:
+        def score(batch: pa.RecordBatch) -> list[pa.Array]:
+            with contextlib.suppress(FileExistsError):
+                Path(self.mark).touch(exist_ok=False)
+                while True:
+                    signal.pause()
             return list(Halved.load(self, folder)(batch))
 
         return score
 
 
 QUICK = replace(JOB, scoring=Halved("score"))
+
+
+def waiting(mark: Path) -> BatchJob:
+    """QUICK, but for one worker that waits to be killed."""
+    return replace(QUICK, scoring=WaitsOnce("score", str(mark)))
 
 
 @dataclass(frozen=True)

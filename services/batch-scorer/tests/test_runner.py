@@ -6,7 +6,6 @@ import dataclasses
 import json
 from pathlib import Path
 
-import duckdb
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -24,22 +23,15 @@ from model_release.rollout_store import RolloutStore
 from model_release.scoring_module import load
 from prometheus_client.parser import text_string_to_metric_families
 from pyspark.sql import SparkSession
-from tests.batch_scene import CUSTOMERS, FIRST_DAY_US, MONDAY_US, TUESDAY_US, Scene, write_release
+from tests.batch_scene import CUSTOMERS, FIRST_DAY_US, MONDAY_US, TUESDAY_US, Scene, spent, write_release
 from tests.shop_job import JOB, WrongGolden, one_amount_for_all, without_some
 
 
 def expected(scene: Scene, cutoff_us: int) -> dict[str, dict[str, float]]:
     """Key -> outputs, by SQL over the files and the module called directly."""
-    query = f"""
-        select customer_id, max(amount)::float a, count(*)::float n, avg(amount)::float m
-        from read_parquet('{scene.warehouse}/transactions/*.parquet')
-        where epoch_us(event_time) >= {cutoff_us - 30 * DAY_US} and epoch_us(event_time) < {cutoff_us}
-        group by 1 order by 1
-    """
-    found = duckdb.sql(query)
-    assert found is not None
-    table = found.to_arrow_table()
-    rows = np.column_stack([table.column(name).to_numpy() for name in "anm"]).astype(np.float32)
+    table = spent(scene.warehouse, cutoff_us)
+    names = ("largest", "count", "mean")
+    rows = np.column_stack([table.column(name).to_numpy() for name in names]).astype(np.float32)
     (release,) = scene.releases.iterdir()
     scores = load(release)(np.ascontiguousarray(rows))
     keys = table.column(0).to_pylist()

@@ -6,6 +6,7 @@ pyspark is the optional extra `feature_store[spark]`; it is imported when a sess
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -67,7 +68,22 @@ def spark_session(
     for name, value in settings.items():
         builder = builder.config(name, value)
     with _stderr_to(folder / "spark.log"):
-        return builder.getOrCreate()
+        session = builder.getOrCreate()
+    _hush(session)
+    return session
+
+
+def _hush(session: SparkSession) -> None:
+    """That the JVM has gone is an error of the call that finds it; no thread says it too, with a traceback."""
+    logging.getLogger("py4j").setLevel(logging.CRITICAL)
+    logging.getLogger().addFilter(_not_from_py4j)
+    server = session.sparkContext._accumulatorServer
+    server.handle_error = lambda *_: None  # type: ignore[method-assign]
+
+
+def _not_from_py4j(record: logging.LogRecord) -> bool:
+    """Some of what Py4J logs it logs as the root."""
+    return "py4j" not in Path(record.pathname).parts
 
 
 def _one_machine(master: str) -> dict[str, str]:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from functools import partial
-from pathlib import Path
-from typing import Any
 
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 from service_kit.grpc_server import GrpcServer
 from service_kit.http_server import HttpServer
 from service_kit.logs import get_logger
 from service_kit.run import Lifecycle, StartRefused, run
 from trine.features.v1.features_pb2_grpc import add_FeatureStoreServiceServicer_to_server
 
-from feature_store.definitions import DefinitionError, FeaturePlan
+from feature_store.definitions import FeaturePlan
 from feature_store.online import OnlineFeatures, StoreMisconfigured
 from feature_store.service.core import FeatureService
 from feature_store.service.dead_letters import DeadLetterCounter
@@ -24,32 +24,20 @@ from feature_store.service.log_ends import LogEnds
 from feature_store.service.rest_service import build_app
 from feature_store.service.service_metrics import ServiceMetrics
 from feature_store.service.settings import FeatureServiceSettings
+from feature_store.service.shown_plan import NoPlan, shown_plan
 
 log = get_logger(__name__)
 
 
 def plan_of(settings: FeatureServiceSettings) -> FeaturePlan:
-    """The plan of the release that the settings name, or of the one made last. Raises StartRefused.
-
-    Of a release only the plan is read: this service knows of no model, and verifies none.
-    """
-    folder = settings.releases
+    """What is shown. Raises StartRefused."""
+    timeout_s = settings.redis_timeout_ms / 1_000
+    options = {"socket_timeout": timeout_s, "socket_connect_timeout": timeout_s}
     try:
-        named = [folder / settings.release] if settings.release else sorted(p for p in folder.iterdir() if p.is_dir())
-        found = [_manifest(path) for path in named if settings.release or (path / "manifest.json").is_file()]
-        if not settings.release:
-            # Those without a plan, or whose plan no request carries, are for batch jobs alone.
-            found = [manifest for manifest in found if manifest.get("plan", {}).get("request_features")]
-        if not found:
-            raise StartRefused(f"releases: no release in {folder}; make one with `trine train`")
-        return FeaturePlan.from_json(max(found, key=lambda manifest: str(manifest.get("created_at", "")))["plan"])
-    except (OSError, ValueError, KeyError, DefinitionError) as error:
-        raise StartRefused(f"releases: no feature plan found in {folder}: {error!r}") from error
-
-
-def _manifest(release: Path) -> dict[str, Any]:  # JSON
-    found: dict[str, Any] = json.loads((release / "manifest.json").read_bytes())
-    return found
+        with redis.Redis.from_url(settings.redis_url, retry=Retry(NoBackoff(), 0), **options) as client:
+            return shown_plan(settings.releases, settings.release, client)
+    except NoPlan as error:
+        raise StartRefused(f"releases: {error}") from error
 
 
 async def start(life: Lifecycle, settings: FeatureServiceSettings) -> None:

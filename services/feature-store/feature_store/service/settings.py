@@ -15,7 +15,7 @@ class FeatureServiceSettings(KafkaSettings):
     model_config = SettingsConfigDict(env_prefix="TRINE_FEATURES_")
 
     redis_url: str = "redis://127.0.0.1:6379/0"
-    #: Folder of releases, and the one whose feature plan is shown; without a name the one made last.
+    #: Folder of releases, and the one whose views are shown; without a name those of all releases there.
     releases: Path = Path("releases")
     release: str = ""
     host: str = "0.0.0.0"
