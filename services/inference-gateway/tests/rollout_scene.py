@@ -103,7 +103,9 @@ class Clients:
         self._addresses, self._customers = list(addresses), customers
         self._stop, self._lock = threading.Event(), threading.Lock()
         self.answers = Answers()
-        self.seen: set[str] = set()
+        # Of the requests sent since `releases_from_now` was called last: releases and number of their answers.
+        self._seen: set[str] = set()
+        self._call, self._fresh = 0, 0
         self._threads = [threading.Thread(target=self._send, args=(n,)) for n in range(threads)]
 
     def __enter__(self) -> Clients:
@@ -119,12 +121,12 @@ class Clients:
     def releases_from_now(self, count: int = 30, timeout_s: float = 180.0) -> set[str]:
         """Releases of the next `count` answers whose requests are sent from now on."""
         with self._lock:
-            self.seen, before = set(), self.answers.count
+            self._seen, self._fresh, self._call = set(), 0, self._call + 1
         end = time.monotonic() + timeout_s
-        while self.answers.count < before + count + len(self._threads):
+        while self._fresh < count:
             assert time.monotonic() < end, "no answers"
             time.sleep(0.01)
-        return set(self.seen)
+        return set(self._seen)
 
     def _send(self, number: int) -> None:
         channel = grpc.insecure_channel(
@@ -134,6 +136,7 @@ class Clients:
         while not self._stop.is_set():
             customer = f"c-{sent % self._customers}"
             sent += 1
+            call = self._call
             try:
                 answer: scoring.ScoreTransactionResponse = stub.ScoreTransaction(
                     transaction(customer=customer), timeout=20.0
@@ -147,7 +150,9 @@ class Clients:
                 self.answers.by_model += answer.source == scoring.SCORE_SOURCE_MODEL
                 reason = answer.fallback_reason
                 self.answers.reasons[reason] = self.answers.reasons.get(reason, 0) + 1
-                self.seen.add(answer.release)
+                if call == self._call:
+                    self._seen.add(answer.release)
+                    self._fresh += 1
             # Load enough that no moment goes by without requests, and cores left for what is being loaded.
             time.sleep(0.02)
         channel.close()
