@@ -8,7 +8,6 @@ import pytest
 from trine_k8s.counting import await_counted
 from trine_k8s.installation import Installation
 from trine_k8s.load import Load
-from trine_k8s.polling import eventually
 
 pytestmark = pytest.mark.timeout(1_200, func_only=True)
 
@@ -16,12 +15,14 @@ AROUND_S = 5.0
 
 
 def test_scaled_to_zero_and_back(trine: Installation, target: str, rate: float) -> None:
-    replicas = trine.workload("torchserve").spec.replicas
+    replicas, pods = trine.workload("torchserve").spec.replicas, trine.pods("torchserve")
     with Load(target, rate=rate) as load:
         load.await_time(time.time() + AROUND_S)
         began = time.time()
         trine.scale("torchserve", 0)
-        eventually("no TorchServe", lambda: not trine.pods("torchserve"), 180)
+        for pod in pods:
+            # One that is told to end answers on for its notice.
+            trine.await_gone(pod, 180)
         away = time.time()
         load.await_time(away + 2 * AROUND_S)
         trine.scale("torchserve", replicas)

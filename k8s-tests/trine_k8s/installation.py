@@ -23,13 +23,15 @@ Values = dict[str, Any]
 
 @dataclass(slots=True)
 class Installation:
-    """`values` go on top of k8s-tests/values.yaml; `touched`: the components that a failed test shows the logs of."""
+    """`values` go on top of k8s-tests/values.yaml, `before`: those before the last upgrade; `touched`: the components
+    that a failed test shows the logs of."""
 
     namespace: Namespace
     images: Images
     values: Values = field(default_factory=dict)
     chart: Path = CHART
     name: str = "trine"
+    before: Values = field(default_factory=dict)
     touched: set[str] = field(default_factory=set)
 
     def install(self) -> None:
@@ -38,14 +40,15 @@ class Installation:
 
     def upgrade(self, values: Values | None = None, chart: Path | None = None, wait: bool = True) -> None:
         """With these values on top of those it had, which stay."""
-        self.values = merged(self.values, values or {})
+        self.before, self.values = self.values, merged(self.values, values or {})
         self.chart = chart or self.chart
         waiting = ("--wait", "--timeout", f"{INSTALL_S}s") if wait else ()
         self._helm("upgrade", self.name, str(self.chart), *self._settings(), *waiting)
 
     def rollback(self) -> None:
-        """To the revision before."""
+        """To the revision before, and to its values."""
         self._helm("rollback", self.name, "--wait", "--timeout", f"{INSTALL_S}s")
+        self.values = self.before
 
     def test(self) -> str:
         """`helm test`; what it printed."""
