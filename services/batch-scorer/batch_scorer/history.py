@@ -143,9 +143,13 @@ class Folder:
 
 
 def folders(store: WarehouseStore, job: str = "") -> Iterator[Folder]:
-    """Every run's folder, of one job or of all, in order of their names."""
+    """Every run's folder, of one job or of all, in order of their names.
+
+    Also one without a file: a task that goes on after its run has failed and was deleted makes it, and may fail too.
+    """
     below = f"{RUNS}/{job}" if job else RUNS
     runs = {"/".join(file.path.split("/")[:3]) for file in store.files(below) if file.path.count("/") >= 3}
+    runs.update(path for path in store.folders(below) if path.count("/") == 2)
     for path in sorted(runs):
         yield Folder(store, path.rsplit("/", 1)[-1])
 

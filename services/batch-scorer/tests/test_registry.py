@@ -11,6 +11,7 @@ from batch_scorer.predictions import Predictions, RunLost, UnknownJob
 from batch_scorer.pruning import prune
 from batch_scorer.runs import Run, block_key, first_record
 from batch_scorer.testing import publish_toy_run
+from feature_store.warehouse_store import WarehouseStore
 from tests.batch_scene import MONDAY_US, TUESDAY_US, Scene, wait_for
 from tests.shop_job import JOB
 
@@ -76,6 +77,15 @@ def test_reading_says_what_is_missing(toy: Scene) -> None:
         client.delete(block_key(run.run, 0))
         with pytest.raises(RunLost, match="not in Redis"):
             toy.read(*map(str, range(500)))
+
+
+def test_prune_takes_the_empty_folder_that_a_late_task_of_a_failed_run_made(toy: Scene) -> None:
+    kept = publish(toy, MONDAY_US, 0)
+    for run in (kept.run, "shop-20180827t000000-0000dead"):
+        (toy.warehouse / "runs" / "shop" / run).mkdir(parents=True)
+    pruned = prune(toy.registry(), toy.settings(), WarehouseStore(toy.warehouse))
+    assert pruned.warehouse == ["shop-20180827t000000-0000dead"]
+    assert toy.folders() == [kept.run]
 
 
 def test_prune_leaves_what_is_read_and_takes_what_is_not(toy: Scene) -> None:

@@ -78,6 +78,12 @@ class WarehouseStore:
             if info.type == pafs.FileType.File and not info.base_name.startswith(".")
         ]
 
+    def folders(self, folder: str) -> list[str]:
+        """Every folder below `folder`, however deep, empty ones too where the store has such; none where it is not."""
+        found = self._fs.get_file_info(pafs.FileSelector(self._path(folder), allow_not_found=True, recursive=True))
+        cut = len(self._root) + 1
+        return [info.path[cut:] for info in found if info.type == pafs.FileType.Directory]
+
     def open(self, path: str) -> pa.NativeFile:
         """For reading anywhere in it. Raises OSError."""
         return self._fs.open_input_file(self._path(path))
