@@ -22,7 +22,7 @@ VALUES: Values = {
     "gateway": {
         "replicas": 2,
         # Ahead of whatever else starts on the same few cores: who keeps deadlines must get a core when it wants one.
-        "resources": {"requests": {"cpu": "400m"}},
+        "resources": {"requests": {"cpu": "200m"}},
         "spool": {"persistence": {"enabled": True}},
         "settings": {"TRINE_GATEWAY_LONGEST_DEADLINE_MS": f"{DEADLINE_MS:g}", "TRINE_GATEWAY_REDIS_TIMEOUT_MS": "500"},
     },
@@ -41,7 +41,8 @@ def standing(cluster: Cluster, images: Images, watched: Watched) -> Iterator[Ins
 
 @pytest.fixture
 def trine(standing: Installation) -> Installation:
-    """The shared installation, whole."""
+    """The shared installation, whole, and nothing left of what the test before did to it."""
+    standing.await_settled()
     standing.await_ready("kafka", "redis", "torchserve", "gateway", "worker", "archiver", "feature-store")
     return standing
 

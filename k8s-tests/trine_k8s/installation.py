@@ -125,6 +125,16 @@ class Installation:
 
         eventually(f"{pod.metadata.name} gone", gone, timeout_s)
 
+    def await_settled(self, timeout_s: float = 180) -> None:
+        """Until no pod is on its way out any more."""
+
+        def settled() -> bool:
+            label = f"app.kubernetes.io/instance={self.name}"
+            found = self.namespace.core.list_namespaced_pod(self.namespace.name, label_selector=label).items
+            return all(pod.metadata.deletion_timestamp is None for pod in found)
+
+        eventually("no pod on its way out", settled, timeout_s)
+
     def await_ready(self, *components: str, timeout_s: float = 300) -> None:
         for component in components:
             eventually(f"{component} ready", lambda c=component: self.ready(c), timeout_s)  # type: ignore[misc]
