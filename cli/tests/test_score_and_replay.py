@@ -42,7 +42,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def gateway(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer, kafka_bootstrap: str) -> Iterator[str]:
     """HOST:PORT of a gateway whose TorchServe is away: it answers by rules."""
-    folder, url = tmp_path_factory.mktemp("gateway"), redis_server.database(62)
+    folder, url = tmp_path_factory.mktemp("gateway"), redis_server.database(51)
     release = write_toy_release(folder / "releases", PLAN)
     with redis.Redis.from_url(url) as client:
         client.flushdb()

@@ -74,7 +74,7 @@ def gateway(
     """One gateway for all of this module: no test here changes anything."""
     from tests.gateway_scene import build_state
 
-    url = redis_server.database(63)
+    url = redis_server.database(50)
     build_state(url)
     settings = {
         "kafka_bootstrap": kafka_bootstrap, "releases": release.path.parent, "release": release.id, "redis_url": url,
@@ -164,7 +164,7 @@ def test_event_times_that_the_stream_cannot_have(gateway: Gateway, redis_server:
 
     customer = "clocked"  # in another shard than the one below that must have no clock
     assert shard_of(customer, SHARDS) != shard_of("clockless", SHARDS)
-    with redis.Redis.from_url(redis_server.database(63)) as client:
+    with redis.Redis.from_url(redis_server.database(50)) as client:
         client.hset(keys.meta("customer", shard_of(customer, SHARDS), keys.FIRST_VERSION), "clock", START_US)
     assert gateway.score(transaction(customer=customer, at_us=START_US - DAY_US)).verdict
     assert gateway.score(transaction(customer=customer, at_us=START_US + 31 * DAY_US)).verdict

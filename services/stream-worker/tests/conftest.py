@@ -64,7 +64,7 @@ def clean(
     load: Load, kafka_broker: KafkaBroker, redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Mapping[tuple[str, str], bytes]:
     """The states that a calm run of `load` ends in."""
-    url = redis_server.database(63)
+    url = redis_server.database(52)
     scene = Scene(uuid.uuid4().hex[:8], kafka_broker.bootstrap, url, tmp_path_factory.mktemp("clean"))
     try:
         scene.redis.flushdb()
