@@ -52,6 +52,17 @@ def test_a_redis_that_is_away_leaves_the_release_made_last(tmp_path: Path) -> No
     assert shown_plan(folder_of(tmp_path, old=PLAN, new=CHANGED), "", nowhere).views == CHANGED.views
 
 
+def test_a_release_that_cannot_be_read_keeps_no_other_from_being_shown(tmp_path: Path, client: redis.Redis) -> None:
+    releases = folder_of(tmp_path, serves=PLAN, damaged=ADDED)
+    described = PLAN.to_json() | {"views": [{"name": "customer"}]}
+    for broken in ("{", json.dumps({"plan": described, "created_at": "2026-01-09"}), "[]"):
+        (tmp_path / "damaged" / "manifest.json").write_text(broken)
+        assert shown_plan(releases, "", client) == PLAN
+    (tmp_path / "serves" / "manifest.json").write_text("{")
+    with pytest.raises(NoPlan, match="that can be read"):
+        shown_plan(releases, "", client)
+
+
 def test_a_folder_without_a_plan_is_refused(tmp_path: Path, client: redis.Redis) -> None:
     with pytest.raises(NoPlan, match="make one with `trine train`"):
         shown_plan(tmp_path, "", client)
