@@ -51,13 +51,7 @@ print(count)
 
 def test_hpa_raises_gateways_under_load_and_lowers_them(trine: Installation, target: str, cluster: Cluster) -> None:
     need(cluster.metrics, "no metrics API in this cluster: an HPA knows no CPU")
-    trine.upgrade(
-        {
-            "gateway": {
-                "autoscaling": {"mode": "hpa", "minReplicas": 1, "maxReplicas": 3, "targetCPUUtilizationPercentage": 40}
-            }
-        }
-    )
+    trine.upgrade({"gateway": {"autoscaling": HPA}})
     eventually("one gateway at rest", lambda: len(trine.pods("gateway")) == 1, 600, 2)
     with Load(target, in_flight=32) as load:
         eventually("more gateways under load", lambda: len(trine.pods("gateway")) > 1, 300, 2)
