@@ -144,11 +144,8 @@ async def start(life: Lifecycle, settings: GatewaySettings) -> None:
         settings.grpc_port,
         settings.host,
         max_message_bytes=settings.max_message_bytes,
-        options=[
-            ("grpc.max_connection_age_ms", settings.max_connection_age_s * 1_000),
-            ("grpc.keepalive_time_ms", settings.keepalive_s * 1_000),
-            ("grpc.keepalive_timeout_ms", 10_000),
-        ],
+        max_connection_age_s=settings.max_connection_age_s,
+        keepalive_s=settings.keepalive_s,
     )
     await scorer.warm_up()
     app = build_app(scorer, life.health, life.metrics)

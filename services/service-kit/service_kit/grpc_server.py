@@ -22,7 +22,11 @@ AddToServer = Callable[[grpc.aio.Server], None]
 
 class GrpcServer:
     """`services`: full service name → what adds its servicer, e.g.
-    `{"trine.scoring.v1.ScoringService": partial(add_ScoringServiceServicer_to_server, servicer)}`."""
+    `{"trine.scoring.v1.ScoringService": partial(add_ScoringServiceServicer_to_server, servicer)}`.
+
+    A connection older than `max_connection_age_s` seconds, give or take a tenth, ends once its calls are finished, so
+    that clients meet servers that came since; one that is idle for `keepalive_s` is asked for a sign of life.
+    """
 
     def __init__(
         self,
@@ -31,8 +35,9 @@ class GrpcServer:
         port: int,
         host: str = "0.0.0.0",
         *,
+        max_connection_age_s: int,
+        keepalive_s: int = 60,
         interceptors: Sequence[grpc.aio.ServerInterceptor[Any, Any]] = (),
-        options: Sequence[tuple[str, int | str]] = (),
         max_message_bytes: int = 4 * 1024 * 1024,
         max_concurrent_rpcs: int | None = None,
     ) -> None:
@@ -44,7 +49,9 @@ class GrpcServer:
                 ("grpc.max_receive_message_length", max_message_bytes),
                 # Clients that ping to keep a connection are welcome.
                 ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
-                *options,
+                ("grpc.max_connection_age_ms", max_connection_age_s * 1_000),
+                ("grpc.keepalive_time_ms", keepalive_s * 1_000),
+                ("grpc.keepalive_timeout_ms", 10_000),
             ],
         )
         for add in services.values():

@@ -59,7 +59,7 @@ async def start(life: Lifecycle, settings: Settings) -> None:
     life.thread("loop", loop)
     if settings.hang_on_stop:
         life.on_stop("hang", lambda: asyncio.sleep(60), deadline_s=30)
-    grpc = GrpcServer({}, life.health, settings.grpc_port, "127.0.0.1")
+    grpc = GrpcServer({}, life.health, settings.grpc_port, "127.0.0.1", max_connection_age_s=1_800)
     await grpc.start()
     life.on_stop("grpc", grpc.stop)
     http = HttpServer(app, settings.http_port, "127.0.0.1")

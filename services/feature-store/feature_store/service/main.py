@@ -67,7 +67,14 @@ async def start(life: Lifecycle, settings: FeatureServiceSettings) -> None:
     life.task("watch", service.watch(settings.refresh_s))
 
     add = partial(add_FeatureStoreServiceServicer_to_server, FeatureStoreServicer(service, metrics))
-    grpc = GrpcServer({SERVICE: add}, life.health, settings.grpc_port, settings.host, max_message_bytes=1 << 20)
+    grpc = GrpcServer(
+        {SERVICE: add},
+        life.health,
+        settings.grpc_port,
+        settings.host,
+        max_connection_age_s=settings.max_connection_age_s,
+        max_message_bytes=1 << 20,
+    )
     app = build_app(service, life.health, life.metrics, metrics)
     http = HttpServer(app, settings.rest_port, settings.host)
     await http.start()

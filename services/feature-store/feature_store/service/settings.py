@@ -21,6 +21,8 @@ class FeatureServiceSettings(KafkaSettings):
     host: str = "0.0.0.0"
     grpc_port: int = Field(50052, ge=0, le=65_535)
     rest_port: int = Field(8081, ge=0, le=65_535)
+    #: So that clients meet new processes after scaling; calls in flight are finished.
+    max_connection_age_s: int = Field(1_800, ge=1)
     #: Partitions of the topics and shards of the state; chosen once.
     shards: int = Field(64, ge=1, le=4_096)
     redis_timeout_ms: int = Field(1_000, ge=10)
