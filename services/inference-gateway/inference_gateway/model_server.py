@@ -27,10 +27,12 @@ _OPTIONS: tuple[tuple[str, int | str], ...] = (
     ("grpc.lb_policy_name", "round_robin"),
     ("grpc.dns_min_time_between_resolutions_ms", 1_000),
     # A server that ends a connection (it is old, its pod goes) and a call may cross: once more, elsewhere if there is.
+    # TorchServe also cancels what is late by its clock, a little before it is by ours: the second try finds no time
+    # left and says so.
     (
         "grpc.service_config",
         '{"methodConfig": [{"name": [{}], "retryPolicy": {"maxAttempts": 2, "initialBackoff": "0.005s", '
-        '"maxBackoff": "0.005s", "backoffMultiplier": 1, "retryableStatusCodes": ["UNAVAILABLE"]}}]}',
+        '"maxBackoff": "0.005s", "backoffMultiplier": 1, "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"]}}]}',
     ),
     # A restarted server is found again within a second, not after gRPC's two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 
 import httpx
 import numpy as np
+import psutil
 import pytest
 from inference_gateway.model_server import ModelRejected, ModelUnavailable, TorchServeClient
 from model_release import Release
@@ -107,6 +108,39 @@ async def test_requests_batched_by_the_server_each_get_their_own(
         assert time.monotonic() < deadline, "not connected again within 5 s"
         await asyncio.sleep(0.05)
     await client.close()
+
+
+async def test_no_answer_is_lost_when_connections_end(private_torchserve: PrivateTorchServe, release: Release) -> None:
+    server = private_torchserve(settings={"grpc_inference_max_connection_age_ms": 300})
+    register(server, release)
+    client = TorchServeClient(server.inference)
+    ours = psutil.Process()
+    connections: set[int] = set()
+    deadline = time.monotonic() + 60
+    while len(connections) < 8:
+        assert time.monotonic() < deadline, f"{len(connections)} connections in a minute"
+        # Several at once, so that a connection ends under some.
+        calls = [client.score(release.id, release.golden_inputs[i : i + 2], 10) for i in range(4)]
+        for i, found in enumerate(await asyncio.gather(*calls)):
+            assert found.tobytes() == release.golden_scores[i : i + 2].tobytes()
+        connections |= {c.laddr.port for c in ours.net_connections("tcp") if c.raddr[1:] == (server.grpc_port,)}
+    await client.close()
+
+
+async def test_what_is_late_by_the_servers_clock_is_late_and_not_down(
+    client: TorchServeClient, release: Release
+) -> None:
+    """TorchServe resets a call that is late, sometimes before the client has seen that it is."""
+    rows, late = release.golden_inputs[:1], 0
+    for _ in range(150):
+        calls = [client.score(release.id, rows, 0.02) for _ in range(60)]
+        for found in await asyncio.gather(*calls, return_exceptions=True):
+            if isinstance(found, BaseException):
+                assert isinstance(found, ModelUnavailable), found
+                # The calls that it has given up still stand in its queue, which may be full.
+                assert found.reason == "deadline" or "has no worker" in str(found)
+                late += 1
+    assert late
 
 
 def test_a_reply_is_never_taken_for_what_it_is_not() -> None:
