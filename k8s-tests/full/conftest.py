@@ -42,6 +42,7 @@ def standing(cluster: Cluster, images: Images, watched: Watched) -> Iterator[Ins
 @pytest.fixture
 def trine(standing: Installation) -> Installation:
     """The shared installation, whole, and nothing left of what the test before did to it."""
+    standing.restore(VALUES)
     standing.await_settled()
     standing.await_ready("kafka", "redis", "torchserve", "gateway", "worker", "archiver", "feature-store")
     return standing

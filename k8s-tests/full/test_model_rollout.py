@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -32,8 +33,9 @@ def test_a_staged_release_is_a_canary_then_a_shadow_then_serves_and_goes_back(
     trine: Installation, target: str, rate: float, cluster: Cluster
 ) -> None:
     folder, (old, new) = sample_data.releases(11, 12)
-    repository, _, tag = releases_image(cluster, folder).rpartition(":")
-    trine.upgrade({"releases": {"image": {"repository": repository, "tag": tag}}})
+    # It stays: whatever serves when this test ends must be there when pods start.
+    trine.images = replace(trine.images, releases=releases_image(cluster, folder))
+    trine.upgrade()
     trine.await_ready("gateway", "torchserve", "worker", "archiver", "feature-store")
 
     with Load(target, rate=rate) as load:

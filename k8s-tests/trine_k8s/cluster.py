@@ -18,7 +18,7 @@ _OWN = "trine-tests"
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """`kind`: its name among kind's clusters; empty where it is of another make."""
+    """`kind`: its name among kind's clusters; empty where it is of another make. `nodes`: those that take pods."""
 
     kind: str
     nodes: tuple[str, ...]
@@ -55,7 +55,11 @@ def _connected() -> Cluster:
     config.load_kube_config()
     context = run("kubectl", "config", "current-context").strip()
     groups = {group.name for group in client.ApisApi().get_api_versions().groups}
-    nodes = tuple(node.metadata.name for node in client.CoreV1Api().list_node().items)
+    nodes = tuple(
+        node.metadata.name
+        for node in client.CoreV1Api().list_node().items
+        if not any(taint.effect in ("NoSchedule", "NoExecute") for taint in node.spec.taints or ())
+    )
     pods = client.CoreV1Api().list_namespaced_pod("kube-system").items
     network = any(pod.metadata.name.startswith(("calico", "cilium", "antrea", "weave", "kube-router")) for pod in pods)
     return Cluster(

@@ -45,6 +45,12 @@ class Installation:
         waiting = ("--wait", "--timeout", f"{INSTALL_S}s") if wait else ()
         self._helm("upgrade", self.name, str(self.chart), *self._settings(), *waiting)
 
+    def restore(self, values: Values) -> None:
+        """With these values and no others, where it has others."""
+        if self.values != values:
+            self.values = {}
+            self.upgrade(values)
+
     def rollback(self) -> None:
         """To the revision before, and to its values."""
         self._helm("rollback", self.name, "--wait", "--timeout", f"{INSTALL_S}s")
