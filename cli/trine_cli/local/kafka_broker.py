@@ -8,7 +8,7 @@ import subprocess
 import tempfile
 import uuid
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from confluent_kafka import KafkaException
@@ -38,7 +38,8 @@ logger.server.level=INFO
 
 
 class KafkaBroker(LocalServer):
-    """Kafka with its data in `folder`. `bootstrap` is what clients connect to."""
+    """Kafka with its data in `folder`. `bootstrap` is what clients connect to; `settings` are added to (or replace) its
+    server.properties."""
 
     ready_timeout_s = 60.0
 
@@ -49,13 +50,14 @@ class KafkaBroker(LocalServer):
         port: int | None = None,
         log: Path | None = None,
         java_options: Sequence[str] | None = None,
+        settings: Mapping[str, object] | None = None,
         name: str = "kafka",
     ) -> None:
         super().__init__(name, log or folder / "kafka.log")
         self.folder = folder
         free = free_ports(2)
         self.port, self._controller_port = port or free[0], free[1]
-        self._java_options = java_options
+        self._java_options, self._more = java_options, dict(settings or {})
 
     @property
     def bootstrap(self) -> str:
@@ -109,6 +111,7 @@ class KafkaBroker(LocalServer):
             "log.cleaner.dedupe.buffer.size": 4 * 1024 * 1024,
             "log.index.size.max.bytes": 1024 * 1024,
             "message.max.bytes": 8 * 1024 * 1024,
+            **self._more,
         }
 
     def _format(self, java: list[str], properties: Path) -> None:
