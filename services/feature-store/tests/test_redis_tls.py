@@ -85,7 +85,7 @@ async def test_who_cannot_be_trusted_is_told_apart(secured: Secured, tmp_path: P
     trustme.CA().cert_pem.write_to_path(tmp_path / "other.crt")
     url = secured.url + trust.format(ca=secured.ca, other=tmp_path / "other.crt")
     link = RedisLink(url, 5)
-    with pytest.raises(LinkDown, match="(?i)certificate|closed the connection"):
+    with pytest.raises(LinkDown, match=r"(?i)certificate|closed the connection"):
         await link.call("PING")
     await link.close()
     with pytest.raises(redis.ConnectionError):

@@ -1,4 +1,4 @@
-"""`KafkaSettings.kafka_client` against a real broker that asks for TLS and a password, or for a client's certificate."""
+"""`KafkaSettings.kafka_client` against a real broker that asks for a password over TLS, or for a certificate."""
 
 from __future__ import annotations
 
