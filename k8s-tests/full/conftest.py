@@ -16,16 +16,19 @@ from trine_k8s.outside import node_port
 #: Transactions a second at most; a test of what happens, not of speed.
 MOST = 40.0
 GATEWAY_PORT = 50051
+#: Ahead of whatever else starts on the same few cores: who keeps deadlines must get a core when it wants one.
+_AHEAD: Values = {"requests": {"cpu": "150m"}}
 #: Two gateways, so that one can go; their spools outlive them, so that none loses what it has answered. A client's own
 #: deadline is cut to 500 ms, so that it is the gateway's clock that says what is late.
 VALUES: Values = {
     "gateway": {
         "replicas": 2,
-        # Ahead of whatever else starts on the same few cores: who keeps deadlines must get a core when it wants one.
-        "resources": {"requests": {"cpu": "200m"}},
+        "resources": _AHEAD,
         "spool": {"persistence": {"enabled": True}},
         "settings": {"TRINE_GATEWAY_LONGEST_DEADLINE_MS": f"{DEADLINE_MS:g}", "TRINE_GATEWAY_REDIS_TIMEOUT_MS": "500"},
     },
+    "torchserve": {"resources": _AHEAD},
+    "featureStore": {"maxConnectionAgeSeconds": 8},
 }
 
 
