@@ -263,7 +263,8 @@ class Warehouse:
             raise DatasetError(f"{self.store.shown(source.folder)}: no files named like 2024-05-31.parquet")
         if not there and (source.required or not self.store.exists("")):
             raise DatasetError(
-                f"{self.uri} is not a dataset folder or warehouse: it has no folder {source.folder}/ "
+                f"{self.store.shown('').rstrip('/')} is not a dataset folder or warehouse: it has no folder "
+                f"{source.folder}/ "
                 "(`trine data generate` and `trine data import` make one, the worker's role `archive` fills one)"
             )
 

@@ -66,6 +66,9 @@ class WarehouseStore:
         return f"{self._fs.type_name}://{self._root}/{path}"
 
     def exists(self, path: str) -> bool:
+        """A file or folder; of an object store, whose prefixes are only what begins with them, "" is the bucket."""
+        if not path and self._fs.type_name in _OBJECT_STORES:
+            return bool(self._fs.get_file_info(self._root.split("/", 1)[0]).type != pafs.FileType.NotFound)
         return bool(self._fs.get_file_info(self._path(path)).type != pafs.FileType.NotFound)
 
     def files(self, folder: str) -> list[StoredFile]:

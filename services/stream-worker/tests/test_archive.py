@@ -22,16 +22,17 @@ from tests.stream_scene import DAY_US, START_US, Load, NewScene, Scene, until
 from tests.test_inputs import report, transaction
 from trine.events.v1.events_pb2 import DecisionRecord, FraudReport, Transaction
 from trine_cli.kafka_log import KafkaLog
+from trine_cli.local.object_store import OBJECT_STORE, below
 from trine_cli.local.process import ChildProcess
 from trine_cli.local.topics import create_topics
 
 
 class Archive:
-    """A scene whose workers archive."""
+    """A scene whose workers archive to `uri`, a folder or an object store."""
 
-    def __init__(self, scene: Scene, folder: Path) -> None:
-        self.scene, self.folder = scene, folder
-        self.warehouse = Warehouse(folder)
+    def __init__(self, scene: Scene, uri: str) -> None:
+        self.scene, self.uri = scene, uri
+        self.warehouse = Warehouse(uri)
         self.topics = {t.folder: t for t in archived_topics(scene.plan)}
         self.decisions = f"{scene.tag}.decisions"
         self.declared = json.dumps(
@@ -50,7 +51,7 @@ class Archive:
         """Small chunks, so that a fault falls between many of them."""
         values = {
             "role": "archive",
-            "warehouse": self.folder,
+            "warehouse": self.uri,
             "archive_topics": self.declared,
             "archive_rows": 100,
             "archive_age_s": 0.3,
@@ -110,10 +111,12 @@ class Archive:
             assert len(set(places)) == len(places) == len(wanted)
 
 
-@pytest.fixture
-def archive(new_scene: NewScene, tmp_path: Path) -> Archive:
+@pytest.fixture(params=["folder", "object store"] if OBJECT_STORE else ["folder"])
+def archive(new_scene: NewScene, tmp_path: Path, request: pytest.FixtureRequest) -> Archive:
+    if request.param == "object store":
+        return Archive(new_scene(), below(OBJECT_STORE, uuid.uuid4().hex))
     (tmp_path / "warehouse").mkdir()
-    return Archive(new_scene(), tmp_path / "warehouse")
+    return Archive(new_scene(), str(tmp_path / "warehouse"))
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +179,7 @@ def test_workers_come_and_go_and_files_are_merged_meanwhile(archive: Archive, so
     sender.join()
     archive.check(some.messages)
     days = len(archive.warehouse.days(archive.source("transactions").files))
-    until(lambda: len(list((archive.folder / "transactions").glob("*/*.parquet"))) == days, 30)
+    until(lambda: len(archive.warehouse.files(archive.source("transactions").files)) == days, 30)
     archive.check(some.messages)
     assert second.stop() == 0
 
@@ -230,12 +233,15 @@ def test_garbage_repeats_and_every_kind_of_topic(archive: Archive) -> None:
 
 
 def test_a_warehouse_that_cannot_be_written_loses_nothing(archive: Archive) -> None:
-    (archive.folder / "transactions").write_text("in the way")
+    if not archive.warehouse.store.local:
+        pytest.skip("nothing can stand in the way of an object")
+    in_the_way = Path(archive.uri) / "transactions"
+    in_the_way.write_text("in the way")
     archive.scene.send([transaction(n) for n in range(20)])
     worker = archive.worker()
     until(lambda: "warehouse" in _degraded(archive, worker), 30)
     assert "transactions" in _degraded(archive, worker)["warehouse"]
-    (archive.folder / "transactions").unlink()
+    in_the_way.unlink()
     archive.check([transaction(n) for n in range(20)])
     until(lambda: not _degraded(archive, worker), 20)
 
