@@ -172,7 +172,11 @@ def test_the_drain_ends_before_the_grace() -> None:
     chart = Chart({"gateway": {"drainNoticeSeconds": 7}})
     gateway = chart.pod("trine-gateway")
     assert environment(gateway, "gateway")["TRINE_GATEWAY_DRAIN_NOTICE_S"] == "7"
-    assert gateway["spec"]["terminationGracePeriodSeconds"] >= 7 + 71  # the sum of what inference_gateway.main allows
+    waited = float(environment(gateway, "gateway")["TRINE_GATEWAY_SPOOL_DRAIN_S"])
+    # The sum of what else inference_gateway.main allows.
+    assert gateway["spec"]["terminationGracePeriodSeconds"] >= 7 + waited + 61
+    kept = Chart({"gateway": {"spool": {"persistence": {"enabled": True}}}}).pod("trine-gateway")
+    assert "TRINE_GATEWAY_SPOOL_DRAIN_S" not in environment(kept, "gateway"), "its files wait for the next start"
     for container in chart.pod("trine-torchserve")["spec"]["containers"]:
         assert container["lifecycle"]["preStop"]["exec"]["command"] == ["sleep", "10"]
 

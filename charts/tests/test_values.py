@@ -138,6 +138,11 @@ GUARDS: list[tuple[str, dict[str, Any], str]] = [
         "leaves less than 10 s to drain",
     ),
     (
+        "a grace shorter than Kafka's restart may take",
+        {"gateway": {"terminationGracePeriodSeconds": 120}},
+        "is over before drainNoticeSeconds 35 and spool.drainSeconds 120 are",
+    ),
+    (
         "two warehouses",
         {"warehouse": {"uri": "s3://b/t", "persistence": {"existingClaim": "c"}}},
         "uri and persistence.existingClaim are both given",

@@ -55,8 +55,16 @@ def _make(cluster: Cluster, names: tuple[str, ...], tag: str, releases: Path | N
     if missing:
         folder = (f"RELEASES={releases}",) if releases else ()
         run(*make, "images", f"TAG={tag}", f"IMAGES={missing}", *folder, timeout_s=_BUILD_S)
-    # kind passes over what a node has already.
-    run(*make, "kind-load", f"TAG={tag}", f"IMAGES={' '.join(names)}", f"CLUSTER={cluster.kind}", timeout_s=_LOAD_S)
+    there = _on_nodes(cluster)
+    if missing := " ".join(name for name in names if f"docker.io/trine/{name}:{tag}" not in there):
+        run(*make, "kind-load", f"TAG={tag}", f"IMAGES={missing}", f"CLUSTER={cluster.kind}", timeout_s=_LOAD_S)
+
+
+def _on_nodes(cluster: Cluster) -> set[str]:
+    """Full names of what every node has."""
+    nodes = run("kind", "get", "nodes", "--name", cluster.kind).split()
+    lists = [run("docker", "exec", node, "ctr", "-n", "k8s.io", "images", "ls", "-q").split() for node in nodes]
+    return set.intersection(*map(set, lists)) if lists else set()
 
 
 def _exists(image: str) -> bool:

@@ -56,7 +56,6 @@ class KafkaProducer:
             "queue.buffering.max.messages": 100_000,
             "queue.buffering.max.kbytes": queue_bytes >> 10,
             "reconnect.backoff.ms": 50,
-            "reconnect.backoff.max.ms": 1_000,
             "retry.backoff.ms": 50,
             "retry.backoff.max.ms": 500,
             "socket.keepalive.enable": True,

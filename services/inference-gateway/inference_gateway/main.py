@@ -83,7 +83,8 @@ async def start(life: Lifecycle, settings: GatewaySettings) -> None:
     )
     await check_topics(producer, settings.shards)
     recorder = Recorder(spool, producer, memory_bytes=settings.recorder_memory_bytes)
-    life.on_stop("recorder", lambda: recorder.close(10.0), deadline_s=15.0)
+    drain_s = settings.spool_drain_s
+    life.on_stop("recorder", lambda: recorder.close(drain_s), deadline_s=drain_s + 5.0)
     life.task("recorder", recorder.run())
 
     store: OnlineFeatures | None = None

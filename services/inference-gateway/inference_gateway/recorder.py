@@ -23,6 +23,8 @@ from inference_gateway.spool_format import Message
 
 _POLL_S = 0.01
 _RETRY_S = 1.0
+#: How often the end says what it waits for.
+_TOLD_S = 5.0
 #: Messages read back from files in one turn of the event loop.
 _TURN = 2_000
 
@@ -183,14 +185,20 @@ class Recorder:
     async def close(self, timeout_s: float) -> None:
         """Pass on what can be within `timeout_s`; the rest stays in the spool for the next start."""
         loop = asyncio.get_running_loop()
-        end = loop.time() + timeout_s
+        end, told = loop.time() + timeout_s, loop.time() + _TOLD_S
         while (self._groups or self._cursor or self._producer.queued) and loop.time() < end:
+            if loop.time() > told:
+                told += _TOLD_S
+                log.warning("waiting for Kafka to take what the spool holds", messages=self._left, reason=self.down)
             self.poll()
             await asyncio.sleep(0.002)
-        left = sum(segment.unacked for segment in self.spool.segments)
-        if left:
-            log.warning("left in the spool for the next start", messages=left)
+        if self._left:
+            log.warning("left in the spool for the next start", messages=self._left)
         self.spool.close()
+
+    @property
+    def _left(self) -> int:
+        return sum(segment.unacked for segment in self.spool.segments)
 
     def _hand_over(self) -> None:
         """Feed Kafka in order, as far as it takes it and as far as groups are settled."""

@@ -38,6 +38,9 @@ class GatewaySettings(KafkaSettings):
     spool_dir: Path = Path("spool")
     spool_max_bytes: int = Field(1 << 30, ge=1 << 20)
     spool_segment_bytes: int = Field(16 << 20, ge=1 << 16)
+    #: How long the end of the process waits for Kafka to take what the spool holds, seconds; what is left is in the
+    #: spool's files for the next start. To be long where the files go with the process, as a pod's do.
+    spool_drain_s: float = Field(10.0, ge=0, le=3_600)
     #: Partitions of the topics and shards of the state; chosen once.
     shards: int = Field(64, ge=1, le=4_096)
     #: What is kept in memory for Kafka; the rest waits in the spool's files.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import threading
 import time
 from collections import defaultdict
@@ -108,6 +109,24 @@ def test_more_than_memory_holds_waits_in_files_and_arrives_in_order(
         assert in_order(found, ids)
     wait_for("memory is enough again", lambda: gateway.metric("kafka_backlog_state") == 0)
     wait_for("files are deleted", lambda: len(gateway.spooled()) <= 1)
+
+
+def test_the_end_waits_for_a_kafka_that_restarts_too(
+    new_gateway: NewGateway, private_kafka: PrivateKafka, state: str
+) -> None:
+    """As an upgrade of both at once: the spool's files are gone with the pod, and nothing that was in them."""
+    kafka = private_kafka()
+    decisions = Topic.now(kafka.bootstrap, DECISIONS)
+    gateway = new_gateway(redis_url=state, kafka_bootstrap=kafka.bootstrap, spool_drain_s=60)
+    kafka.kill()
+    ids = send(gateway, 50)
+    assert gateway.process is not None
+    gateway.process.signal(signal.SIGTERM)
+    wait_for("it waits", lambda: "waiting for Kafka to take what the spool holds" in gateway.log.read_text(), 30)
+    kafka.start()
+    assert gateway.process.wait(60) == 0
+    assert "left in the spool" not in gateway.log.read_text()
+    wait_for("every decision", lambda: arrived(decisions, ids), 30)
 
 
 def test_starts_without_kafka_and_without_redis(new_gateway: NewGateway, private_kafka: PrivateKafka) -> None:

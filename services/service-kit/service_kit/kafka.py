@@ -9,6 +9,10 @@ from pydantic import SecretStr, model_validator
 
 from service_kit.settings import ServiceSettings
 
+#: A broker that was away is found again within seconds. What is sent to the address of a pod that has gone is never
+#: answered: without its own limit one attempt to connect, TLS and SASL included, takes half a minute.
+_FOUND_AGAIN = {"reconnect.backoff.max.ms": 1_000, "socket.connection.setup.timeout.ms": 5_000}
+
 
 class KafkaSettings(ServiceSettings):
     """Settings of a service that talks to Kafka; `kafka_client` is what every client of it is made with."""
@@ -28,6 +32,7 @@ class KafkaSettings(ServiceSettings):
         """Properties that all clients begin with."""
         told = {
             "bootstrap.servers": self.kafka_bootstrap,
+            **_FOUND_AGAIN,
             "security.protocol": self.kafka_security_protocol,
             "sasl.mechanism": self.kafka_sasl_mechanism,
             "sasl.username": self.kafka_sasl_username,

@@ -7,6 +7,9 @@ from pydantic_settings import SettingsConfigDict
 from service_kit.kafka import KafkaSettings
 from service_kit.settings import SettingsError, load
 
+#: A broker that was away is found again within seconds.
+_FOUND_AGAIN = {"reconnect.backoff.max.ms": "1000", "socket.connection.setup.timeout.ms": "5000"}
+
 
 class Settings(KafkaSettings):
     model_config = SettingsConfigDict(env_prefix="TRINE_T_")
@@ -20,6 +23,7 @@ def _told(monkeypatch: pytest.MonkeyPatch, **values: str) -> Settings:
 
 def test_plain_brokers_need_an_address_only(monkeypatch: pytest.MonkeyPatch) -> None:
     assert _told(monkeypatch, BOOTSTRAP="kafka:9092").kafka_client == {
+        **_FOUND_AGAIN,
         "bootstrap.servers": "kafka:9092",
         "security.protocol": "PLAINTEXT",
     }
@@ -38,6 +42,7 @@ def test_tls_sasl_and_a_client_certificate(monkeypatch: pytest.MonkeyPatch) -> N
         KEY_FILE="/etc/tls.key",
     )
     assert settings.kafka_client == {
+        **_FOUND_AGAIN,
         "bootstrap.servers": "a:9093,b:9093",
         "security.protocol": "SASL_SSL",
         "sasl.mechanism": "SCRAM-SHA-512",

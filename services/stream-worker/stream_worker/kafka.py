@@ -53,7 +53,6 @@ def consumer_config(settings: WorkerSettings, group: str) -> ClientConfig:
         "fetch.message.max.bytes": 1_048_576,
         "queued.min.messages": 50_000,
         "queued.max.messages.kbytes": 32_768,
-        "reconnect.backoff.max.ms": 1_000,
         "topic.metadata.refresh.interval.ms": 30_000,
         "error_cb": report_error,
     }
@@ -97,7 +96,6 @@ def producer_config(settings: WorkerSettings) -> ClientConfig:
         "acks": "all",
         "compression.type": "lz4",
         "linger.ms": 0,
-        "reconnect.backoff.max.ms": 1_000,
         "error_cb": report_error,
     }
 

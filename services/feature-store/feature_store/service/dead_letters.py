@@ -50,7 +50,6 @@ class DeadLetterCounter:
                 # Letters may be large; figures are in no hurry.
                 "queued.max.messages.kbytes": 8_192,
                 "fetch.message.max.bytes": 1_048_576,
-                "reconnect.backoff.max.ms": 1_000,
             }
         )
         try:
