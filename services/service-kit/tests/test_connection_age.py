@@ -28,7 +28,7 @@ async def test_calls_outlive_their_connection_and_the_next_ones_have_another() -
     server = GrpcServer({"test.Peers": _add}, Health(), 0, "127.0.0.1", max_connection_age_s=1)
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
-        call = channel.unary_unary(_METHOD)
+        call = channel.unary_unary(_METHOD, None, None)
         # Longer than any connection lives, give or take a tenth.
         long = asyncio.ensure_future(call(b"2500", timeout=10))
         peers: list[bytes] = []

@@ -125,7 +125,8 @@ def _writes_and_reads(client: dict[str, str]) -> None:
 def _why_not(settings: KafkaSettings) -> int:
     """The first error that a client of these settings meets."""
     errors: list[KafkaError] = []
-    with AdminClient({**settings.kafka_client, "error_cb": errors.append, "log_level": 0}) as client:
+    config: dict[str, Any] = {**settings.kafka_client, "error_cb": errors.append, "log_level": 0}
+    with AdminClient(config) as client:
         with pytest.raises(KafkaException):
             client.list_topics(timeout=10)
         client.poll(0)
