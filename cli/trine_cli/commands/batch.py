@@ -28,7 +28,7 @@ LOCAL = "redis://127.0.0.1:6379/0"
 
 @app.command()
 def run(
-    job: Annotated[str, typer.Argument(help="A job's name: JOB of a models/<name>/batch_*.py.")],
+    job: Annotated[str, typer.Argument(help="A job's name: JOB of a models/NAME/batch_*.py.")],
     cutoff: Annotated[str, typer.Option(help="Events before it count, e.g. 2018-08-08.")],
     warehouse: Annotated[str, typer.Option(help="Folder or s3:// of the warehouse.")],
     releases: Annotated[Path, typer.Option(help="Folder of releases.")],
@@ -46,6 +46,7 @@ def run(
     """
     from batch_scorer.progress import StageLines
     from batch_scorer.runner import run_job
+    from feature_store.warehouse_store import WarehouseStore
     from service_kit import logs
 
     output = Output(json)
@@ -66,7 +67,8 @@ def run(
     )
     for check in manifest.failed:
         output.note(f"forced past {check.name}: {check.detail}")
-    output.note(f"report: {warehouse.rstrip('/')}/runs/{manifest.job}/{manifest.run}/report.html")
+    report = WarehouseStore(warehouse).shown(f"runs/{manifest.job}/{manifest.run}/report.html")
+    output.note(f"report: {report}")
     output.result(as_json(manifest))
 
 
