@@ -16,9 +16,8 @@ from feature_store.updates import StateWriter
 from model_release.testing import write_toy_release
 from trine_cli import traffic
 from trine_cli.kafka_log import KafkaLog
-from trine_cli.local.fixtures import SHARDS
+from trine_cli.local.fixtures import SHARDS, KeptDatabase
 from trine_cli.local.ports import free_port, free_ports
-from trine_cli.local.redis_server import RedisServer
 from trine_cli.local.stack_services import Ports, ServiceFactory
 
 from models.fraud.features import PLAN
@@ -40,9 +39,11 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def gateway(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer, kafka_bootstrap: str) -> Iterator[str]:
+def gateway(
+    tmp_path_factory: pytest.TempPathFactory, kept_database: KeptDatabase, kafka_bootstrap: str
+) -> Iterator[str]:
     """HOST:PORT of a gateway whose TorchServe is away: it answers by rules."""
-    folder, url = tmp_path_factory.mktemp("gateway"), redis_server.database(51)
+    folder, url = tmp_path_factory.mktemp("gateway"), kept_database()
     release = write_toy_release(folder / "releases", PLAN)
     with redis.Redis.from_url(url) as client:
         client.flushdb()

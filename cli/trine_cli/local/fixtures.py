@@ -31,7 +31,7 @@ SHARDS = 8
 # The better compiler would work longer than what it makes.
 _QUICK_JAVA = ("-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC")
 _databases = itertools.count()
-#: The last ones are for fixtures that outlive a test; each has a number of its own, since files share a process.
+#: The last ones are for fixtures that outlive a test.
 _KEPT = 16
 
 
@@ -39,6 +39,12 @@ class PrivateRedis(Protocol):
     """Starts a Redis of the test's own; keyword arguments as RedisServer's, `folder` too."""
 
     def __call__(self, **options: Any) -> RedisServer: ...  # options of three constructors, checked by them
+
+
+class KeptDatabase(Protocol):
+    """URL of a Redis database, empty, that nobody else has."""
+
+    def __call__(self) -> str: ...
 
 
 class PrivateKafka(Protocol):
@@ -73,6 +79,19 @@ def redis_url(redis_server: RedisServer) -> str:
     with redis.Redis.from_url(url) as client:
         client.flushdb()
     return url
+
+
+@pytest.fixture(scope="session")
+def kept_database(redis_server: RedisServer) -> KeptDatabase:
+    """Gives databases of the shared Redis to fixtures that outlive a test: each its own, never given again."""
+    numbers = iter(range(redis_server.databases - 1, redis_server.databases - 1 - _KEPT, -1))
+
+    def take() -> str:
+        number = next(numbers, None)
+        assert number is not None, f"more than {_KEPT} databases are kept"
+        return redis_server.database(number)
+
+    return take
 
 
 @pytest.fixture(scope="session")

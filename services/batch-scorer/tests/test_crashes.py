@@ -26,7 +26,7 @@ from py4j.protocol import ERROR, Py4JError, get_return_value  # type: ignore[imp
 from pyspark.sql import SparkSession
 from tests.batch_scene import CUSTOMERS, MONDAY_US, TUESDAY_US, Scene, new_scene, spent, wait_for
 from tests.shop_job import QUICK, KillsItsWorker, waiting
-from trine_cli.local.fixtures import PrivateRedis
+from trine_cli.local.fixtures import KeptDatabase, PrivateRedis
 from trine_cli.local.redis_server import RedisServer
 from trine_cli.local.server import Launch
 
@@ -143,16 +143,15 @@ def reading_throughout(scene: Scene, run: str) -> Iterator[list[object]]:
 
 @pytest.fixture(scope="module")
 def killed(
-    shop: Path, tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer
+    shop: Path, tmp_path_factory: pytest.TempPathFactory, kept_database: KeptDatabase
 ) -> dict[str, tuple[Scene, str]]:
     """For each stage a scene in which Monday was published and Tuesday's driver killed itself with -9 at that stage.
 
     All drivers run at a time, since most of one's life is the start of a JVM. Stage -> scene, Monday's run.
     """
     scenes = {}
-    for number, stage in enumerate(STAGES):
-        url = redis_server.database(redis_server.databases - 1 - number)
-        scene = new_scene(shop, tmp_path_factory.mktemp("killed"), url)
+    for stage in STAGES:
+        scene = new_scene(shop, tmp_path_factory.mktemp("killed"), kept_database())
         scenes[stage] = scene, publish_monday(scene)
     for half in (STAGES[::2], STAGES[1::2]):
         drivers = {s: scenes[s][0].driver(TUESDAY_US, f"SIGKILL:{s}", master="local[1]") for s in half}
@@ -269,14 +268,13 @@ def test_an_executor_killed_while_it_scores_and_writes(scene: Scene) -> None:
 
 @pytest.fixture(scope="module")
 def without_spark(
-    shop: Path, tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer
+    shop: Path, tmp_path_factory: pytest.TempPathFactory, kept_database: KeptDatabase
 ) -> dict[str, tuple[Scene, str]]:
     """For each stage a scene in which Tuesday's driver lost Spark's JVM by kill -9, and ended. As `killed`."""
     scenes, drivers = {}, {}
     try:
-        for number, stage in enumerate(("score", "write"), 1 + len(STAGES)):
-            url = redis_server.database(redis_server.databases - number)
-            scene = new_scene(shop, tmp_path_factory.mktemp("without-spark"), url)
+        for stage in ("score", "write"):
+            scene = new_scene(shop, tmp_path_factory.mktemp("without-spark"), kept_database())
             scenes[stage] = scene, publish_monday(scene)
             do = "SIGSTOP:write" if stage == "write" else ""
             drivers[stage] = scene.driver(TUESDAY_US, do, waits=stage == "score", master="local[1]")

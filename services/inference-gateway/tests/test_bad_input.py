@@ -23,6 +23,7 @@ from tests.gateway_scene import (
     wait_for,
 )
 from trine.scoring.v1 import scoring_pb2 as scoring
+from trine_cli.local.fixtures import KeptDatabase
 
 DAY_US = 86_400_000_000
 
@@ -68,17 +69,21 @@ BAD: dict[str, tuple[Callable[[], scoring.ScoreTransactionRequest], str]] = {
 
 
 @pytest.fixture(scope="module")
+def database(kept_database: KeptDatabase) -> str:
+    return kept_database()
+
+
+@pytest.fixture(scope="module")
 def gateway(
-    tmp_path_factory: pytest.TempPathFactory, redis_server: Any, kafka_bootstrap: str, release: Any
+    tmp_path_factory: pytest.TempPathFactory, database: str, kafka_bootstrap: str, release: Any
 ) -> Iterator[Gateway]:
     """One gateway for all of this module: no test here changes anything."""
     from tests.gateway_scene import build_state
 
-    url = redis_server.database(50)
-    build_state(url)
+    build_state(database)
     settings = {
-        "kafka_bootstrap": kafka_bootstrap, "releases": release.path.parent, "release": release.id, "redis_url": url,
-        "shards": SHARDS, "torchserve_grpc": "127.0.0.1:1", "deadline_ms": 1_000,
+        "kafka_bootstrap": kafka_bootstrap, "releases": release.path.parent, "release": release.id,
+        "redis_url": database, "shards": SHARDS, "torchserve_grpc": "127.0.0.1:1", "deadline_ms": 1_000,
     }  # fmt: skip
     with Gateway(tmp_path_factory.mktemp("bad-input"), settings) as gateway:
         yield gateway
@@ -156,7 +161,7 @@ def test_oversized(gateway: Gateway) -> None:
     assert gateway.score(transaction()).verdict, "the server is none the worse"
 
 
-def test_event_times_that_the_stream_cannot_have(gateway: Gateway, redis_server: Any) -> None:
+def test_event_times_that_the_stream_cannot_have(gateway: Gateway, database: str) -> None:
     """The shard's own clock judges, wherever the wall clock is: here both are years apart."""
     import redis
     from feature_store import keys
@@ -164,7 +169,7 @@ def test_event_times_that_the_stream_cannot_have(gateway: Gateway, redis_server:
 
     customer = "clocked"  # in another shard than the one below that must have no clock
     assert shard_of(customer, SHARDS) != shard_of("clockless", SHARDS)
-    with redis.Redis.from_url(redis_server.database(50)) as client:
+    with redis.Redis.from_url(database) as client:
         client.hset(keys.meta("customer", shard_of(customer, SHARDS), keys.FIRST_VERSION), "clock", START_US)
     assert gateway.score(transaction(customer=customer, at_us=START_US - DAY_US)).verdict
     assert gateway.score(transaction(customer=customer, at_us=START_US + 31 * DAY_US)).verdict

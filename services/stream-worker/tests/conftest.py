@@ -10,8 +10,8 @@ import pytest
 from feature_store.ids import id64
 from tests.stream_scene import DAY_US, Load, NewScene, Scene
 from trine.events.v1.events_pb2 import Transaction
+from trine_cli.local.fixtures import KeptDatabase
 from trine_cli.local.kafka_broker import KafkaBroker
-from trine_cli.local.redis_server import RedisServer
 
 
 @pytest.fixture
@@ -61,13 +61,12 @@ def _equals_recomputation(scene: Scene, load: Load) -> None:
 
 @pytest.fixture(scope="session")
 def clean(
-    load: Load, kafka_broker: KafkaBroker, redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory
+    load: Load, kafka_broker: KafkaBroker, kept_database: KeptDatabase, tmp_path_factory: pytest.TempPathFactory
 ) -> Mapping[tuple[str, str], bytes]:
     """The states that a calm run of `load` ends in."""
-    url = redis_server.database(52)
-    scene = Scene(uuid.uuid4().hex[:8], kafka_broker.bootstrap, url, tmp_path_factory.mktemp("clean"))
+    folder = tmp_path_factory.mktemp("clean")
+    scene = Scene(uuid.uuid4().hex[:8], kafka_broker.bootstrap, kept_database(), folder)
     try:
-        scene.redis.flushdb()
         scene.send(load.messages)
         worker = scene.worker()
         scene.settled()
