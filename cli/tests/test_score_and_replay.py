@@ -46,7 +46,6 @@ def gateway(
     folder, url = tmp_path_factory.mktemp("gateway"), kept_database()
     release = write_toy_release(folder / "releases", PLAN)
     with redis.Redis.from_url(url) as client:
-        client.flushdb()
         writer = StateWriter(client, PLAN, "test")
         for entity in PLAN.entities:
             writer.claim(entity.name, PLAN.topic_of(entity.name), "topic-of-test", range(SHARDS))

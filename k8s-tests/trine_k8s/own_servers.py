@@ -6,8 +6,8 @@ import base64
 from typing import Any
 
 import trustme
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 from kubernetes import client
+from trine_cli.local.certificates import kafka_keystore
 
 from trine_k8s.installation import Values
 from trine_k8s.namespace import Namespace
@@ -40,7 +40,7 @@ def start_own_servers(namespace: Namespace) -> Values:
             "ca.crt": authority,
             "redis.crt": redis_certificate.cert_chain_pems[0].bytes(),
             "redis.key": redis_certificate.private_key_pem.bytes(),
-            "kafka.pem": _pkcs8(kafka_certificate) + kafka_certificate.cert_chain_pems[0].bytes(),
+            "kafka.pem": kafka_keystore(kafka_certificate),
         },
     )  # fmt: skip
     _secret(namespace, "own-authority", **{"ca.crt": authority})
@@ -126,9 +126,3 @@ def _secret(namespace: Namespace, name: str, **data: bytes) -> None:
     encoded = {key: base64.b64encode(value).decode() for key, value in data.items()}
     body = client.V1Secret(metadata=client.V1ObjectMeta(name=name), data=encoded)
     namespace.core.create_namespaced_secret(namespace.name, body)
-
-
-def _pkcs8(certificate: trustme.LeafCert) -> bytes:
-    """Its key in the form that Kafka reads."""
-    key = load_pem_private_key(certificate.private_key_pem.bytes(), None)
-    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())

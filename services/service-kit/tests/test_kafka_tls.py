@@ -13,6 +13,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 from confluent_kafka.admin import AdminClient
 from pydantic import SecretStr
 from service_kit.kafka import KafkaSettings
+from trine_cli.local.certificates import kafka_keystore
 from trine_cli.local.kafka_broker import KafkaBroker
 from trine_cli.local.ports import HOST, free_ports
 from trine_cli.local.topics import create_topics
@@ -37,8 +38,7 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
     folder, ca = tmp_path_factory.mktemp("secured"), trustme.CA()
     server, ours = ca.issue_cert(HOST), ca.issue_cert("trine")
     ca.cert_pem.write_to_path(folder / "ca.crt")
-    # Kafka reads a key and its chain from one file, and keys as PKCS #8 only, as trustme's are not.
-    (folder / "server.pem").write_bytes(_pkcs8(server) + server.cert_chain_pems[0].bytes())
+    (folder / "server.pem").write_bytes(kafka_keystore(server))
     ours.cert_chain_pems[0].write_to_path(folder / "tls.crt")
     ours.private_key_pem.write_to_path(folder / "tls.key")
     plain, sasl, certificates, controller = free_ports(4)
@@ -131,15 +131,3 @@ def _why_not(settings: KafkaSettings) -> int:
             client.list_topics(timeout=10)
         client.poll(0)
     return next(e.code() for e in errors if e.code() != KafkaError._ALL_BROKERS_DOWN)
-
-
-def _pkcs8(certificate: trustme.LeafCert) -> bytes:
-    from cryptography.hazmat.primitives.serialization import (
-        Encoding,
-        NoEncryption,
-        PrivateFormat,
-        load_pem_private_key,
-    )
-
-    key = load_pem_private_key(certificate.private_key_pem.bytes(), None)
-    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
